@@ -1,0 +1,27 @@
+/* Log lines on stderr: one line each, key=value, e.g.
+ *   2026-01-02T03:04:05.678Z INFO scheduler-0 step=12 rows=4 "decode stalled"
+ * Messages are written with one write(2), so lines of several processes never mix. */
+#ifndef PHALANX_COMMON_LOG_H
+#define PHALANX_COMMON_LOG_H
+
+enum log_level { LOG_DEBUG, LOG_INFO, LOG_WARN, LOG_ERROR };
+
+/* name: of this process in every line ("gateway-0"); borrowed, must outlive the program. */
+void log_init(const char *name, enum log_level level);
+void log_set_level(enum log_level level);
+enum log_level log_get_level(void);
+
+/* fmt makes the message with its key=value pairs; control characters from strangers are replaced
+ * by '?'. Longer lines than 4 KiB are cut. */
+void log_line(enum log_level level, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+
+/* What a person at the terminal follows (start-up, "API server is ready to serve on ..."): the
+ * text and a newline, without time and level. */
+void log_say(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
+
+#define log_debug(...) log_line(LOG_DEBUG, __VA_ARGS__)
+#define log_info(...) log_line(LOG_INFO, __VA_ARGS__)
+#define log_warn(...) log_line(LOG_WARN, __VA_ARGS__)
+#define log_error(...) log_line(LOG_ERROR, __VA_ARGS__)
+
+#endif

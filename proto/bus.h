@@ -1,0 +1,75 @@
+/* Links between processes: ZeroMQ ROUTER (the side that binds) and DEALER (the side that
+ * connects), run by a libuv loop.
+ *
+ * A link delivers messages in order, exactly once, for as long as both processes live, across
+ * reconnections: messages are numbered, kept until acknowledged and sent again after a new HELLO;
+ * repeats are dropped. A peer that comes back with another instance number is a new peer: the old
+ * one is reported down first, and what was kept for it is dropped.
+ *
+ * Limits: at most `kept_bytes_max` not yet acknowledged a peer (bus_send then fails with ERR_BUSY),
+ * messages of at most `message_max` bytes (larger ones: the peer is dropped), `peers_max` peers. A
+ * peer that sends bytes that do not decode is refused and dropped, with one log line.
+ *
+ * All functions must be called from the loop's thread. */
+#ifndef PHALANX_PROTO_BUS_H
+#define PHALANX_PROTO_BUS_H
+
+#include "proto/proto.h"
+
+#include <uv.h>
+
+struct bus;
+struct bus_peer; /* lives from on_up to the end of on_down */
+
+struct bus_callbacks {
+    /* HELLO or WELCOME was exchanged; the schema's hash is the same. */
+    void (*on_up)(void *ctx, struct bus_peer *peer);
+    /* A message in order. It lives until the callback returns. */
+    void (*on_message)(void *ctx, struct bus_peer *peer, const struct proto_header *header,
+                       const void *message);
+    /* Gone: silent for too long, restarted, or protocol error (reason says which). On the
+     * connecting side the bus goes on trying; on_up may follow. */
+    void (*on_down)(void *ctx, struct bus_peer *peer, const char *reason);
+    /* Connecting side only: the other refused us (version or schema); it will not get better. */
+    void (*on_refused)(void *ctx, const char *reason);
+};
+
+struct bus_config {
+    uv_loop_t *loop;
+    const char *role;     /* of this side: "gateway", "tokenizer", "scheduler", "worker" */
+    const char *name;     /* of this process: "gateway-0" */
+    const char *endpoint; /* ipc:///run/.../scheduler-0 or tcp://127.0.0.1:5000 */
+    const char *accepts;  /* binding side: comma-separated roles let in ("tokenizer") */
+    uint64_t epoch;       /* put into every message; others' epochs are dropped */
+    int64_t silence_ms_max; /* no byte from a peer for so long: down; 0: default (3000) */
+    size_t message_max;     /* 0: default (64 MiB) */
+    size_t kept_bytes_max;  /* 0: default (256 MiB) */
+    uint32_t peers_max;     /* 0: default (64) */
+    struct bus_callbacks on;
+    void *ctx;
+};
+
+/* Binds (ROUTER). ERR_BUSY when the endpoint is in use. The strings of config are copied. */
+int bus_bind(const struct bus_config *config, struct bus **out, struct err *err);
+
+/* Connects (DEALER) and keeps trying; the one peer appears by on_up. */
+int bus_connect(const struct bus_config *config, struct bus **out, struct err *err);
+
+/* Queues a message. ERR_BUSY: too much is waiting for this peer; ERR_LIMIT: a field past its
+ * bound. Sending costs no system call by itself when a batch is flushed at the loop's next turn. */
+int bus_send(struct bus_peer *peer, enum proto_type type, uint64_t id, const void *message,
+             struct err *err);
+
+const char *bus_peer_name(const struct bus_peer *peer); /* "gateway-0" */
+const char *bus_peer_role(const struct bus_peer *peer);
+void *bus_peer_data(const struct bus_peer *peer); /* the user's, NULL at first */
+void bus_peer_set_data(struct bus_peer *peer, void *data);
+
+/* Every peer that is up, for broadcasts: NULL ends the walk. */
+struct bus_peer *bus_next_peer(struct bus *bus, struct bus_peer *after);
+
+/* Stops the handles and closes the socket (lingering at most 200 ms); frees when the loop has run
+ * the close callbacks. *self = NULL. */
+void bus_close(struct bus **self);
+
+#endif
