@@ -1,0 +1,60 @@
+/* What a worker does, whatever computes: load, step, free. One row a device in engines.c: `cpu` and
+ * `cuda` run a model through kernels/ops.h, `null` makes up tokens. */
+#ifndef PHALANX_WORKER_ENGINE_H
+#define PHALANX_WORKER_ENGINE_H
+
+#include "common/err.h"
+#include "proto/proto.h"
+
+#include <stdbool.h>
+#include <stdint.h>
+
+struct engine; /* private to the implementation */
+
+struct engine_config {
+    const char *model_dir;
+    const char *device;     /* cpu, cuda, null */
+    const char *dtype;      /* auto, bfloat16, float16, float32 */
+    bool dummy_weight;
+    uint32_t rank, tp_size;
+    uint32_t context_length; /* 0: the model's */
+    uint32_t page_size;
+    double mem_fraction;
+    const char *comm_store;
+    double dist_timeout_s;
+};
+
+struct engine_info {
+    char device[16];
+    uint32_t vocab_size; /* width of the logits */
+    uint32_t context_length;
+    uint32_t pages_max;
+    uint64_t page_bytes, weight_bytes, kv_bytes;
+    uint64_t fingerprint; /* of config, layout and version; the same on all ranks */
+    uint32_t eos_ids[64];
+    uint32_t eos_count;
+};
+
+struct engine_result {
+    const struct proto_sampled *results; /* the engine's, valid until the next step */
+    uint32_t count;
+    uint64_t hash; /* of the step and its tokens: the same on all ranks */
+};
+
+struct engine_kind {
+    const char *device;
+    int (*load)(const struct engine_config *config, struct engine **out, struct err *err);
+    void (*info)(const struct engine *e, struct engine_info *info);
+    int (*kv_alloc)(struct engine *e, uint32_t num_pages, uint32_t num_slots, uint32_t tokens_max,
+                    struct err *err);
+    /* One whole step, as messages.def says; everything in it is checked (slots, pages, counts)
+     * before it is used. */
+    int (*step)(struct engine *e, const struct proto_step *step, struct engine_result *result,
+                struct err *err);
+    void (*free)(struct engine **self);
+};
+
+/* NULL when there is no such device. "auto": cuda when it can be had, else cpu. */
+const struct engine_kind *engine_find(const char *device);
+
+#endif
