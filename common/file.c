@@ -13,7 +13,7 @@ int file_read(const char *path, size_t max_bytes, struct buf *out, struct err *e
 {
     struct stat st;
     int rc = 0;
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); /* a pipe must not hang us */
 
     if (fd < 0)
         return err_errno(err, errno == ENOENT ? ERR_NOT_FOUND : ERR_IO, "%s", path);

@@ -51,11 +51,11 @@ int json_load_path(const char *path, size_t max_bytes, json_t **out, struct err 
     int rc = file_read(path, max_bytes, &text, err);
 
     *out = NULL;
-    if (rc)
-        return rc;
-    rc = json_parse(text.data, text.len, JSON_DEPTH_FILE, out, err);
-    if (rc)
-        (void)err_prefix(err, "%s", path);
+    if (!rc) {
+        rc = json_parse(text.data, text.len, JSON_DEPTH_FILE, out, err);
+        if (rc)
+            (void)err_prefix(err, "%s", path);
+    }
     buf_fini(&text);
     return rc;
 }

@@ -1,0 +1,93 @@
+#include "common/log.h"
+
+#include <fcntl.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+static char text[8192];
+
+/* Standard error goes to a file between capture_begin and capture_end, which fills text. */
+static int saved = -1, file = -1;
+
+static void capture_begin(void)
+{
+    char path[] = "/tmp/phalanx-test-log-XXXXXX";
+
+    file = mkstemp(path);
+    assert_true(file >= 0);
+    (void)unlink(path);
+    saved = dup(STDERR_FILENO);
+    assert_true(dup2(file, STDERR_FILENO) >= 0);
+}
+
+static void capture_end(void)
+{
+    ssize_t n;
+
+    (void)dup2(saved, STDERR_FILENO);
+    (void)close(saved);
+    n = pread(file, text, sizeof text - 1, 0);
+    (void)close(file);
+    assert_true(n >= 0);
+    text[n] = '\0';
+}
+
+static void test_line(void **state)
+{
+    (void)state;
+    log_init("scheduler-0", LOG_INFO);
+    capture_begin();
+    log_debug("hidden");
+    log_info("step=%d name=%s", 12, "a\nb\x1b[31m");
+    capture_end();
+    assert_int_equal(strspn(text, "0123456789-T:.Z"), 24);
+    assert_string_equal(text + 24, " INFO scheduler-0 step=12 name=a?b?[31m\n");
+}
+
+static void test_level(void **state)
+{
+    (void)state;
+    log_set_level(LOG_DEBUG);
+    assert_int_equal(log_get_level(), LOG_DEBUG);
+    capture_begin();
+    log_debug("seen");
+    capture_end();
+    assert_non_null(strstr(text, " DEBUG scheduler-0 seen\n"));
+    log_set_level(LOG_ERROR);
+    capture_begin();
+    log_warn("hidden");
+    capture_end();
+    assert_string_equal(text, "");
+}
+
+static void test_long(void **state)
+{
+    char word[6000];
+
+    (void)state;
+    memset(word, 'x', sizeof word - 1);
+    word[sizeof word - 1] = '\0';
+    capture_begin();
+    log_say("%s", word);
+    capture_end();
+    assert_true(strlen(text) <= 4096);
+    assert_int_equal(strcspn(text, "\n"), strlen(text) - 1);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_line),
+        cmocka_unit_test(test_level),
+        cmocka_unit_test(test_long),
+    };
+
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
