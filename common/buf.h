@@ -15,15 +15,15 @@ struct buf {
     size_t cap; /* bytes allocated */
 };
 
-void buf_fini(struct buf *b);               /* frees, zeroes */
-void buf_clear(struct buf *b);              /* len = 0, keeps the memory */
-void buf_reserve(struct buf *b, size_t n);  /* room for n more bytes and a NUL */
+void buf_fini(struct buf *b);              /* frees, zeroes */
+void buf_clear(struct buf *b);             /* len = 0, keeps the memory */
+void buf_reserve(struct buf *b, size_t n); /* room for n more bytes and a NUL */
 void buf_append(struct buf *b, const void *data, size_t len);
 void buf_puts(struct buf *b, const char *text);
 void buf_putc(struct buf *b, char c);
 void buf_printf(struct buf *b, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
-void buf_consume(struct buf *b, size_t n);  /* drops the first n bytes (n <= len) */
-char *buf_take(struct buf *b);              /* hands over data (never NULL), zeroes b */
+void buf_consume(struct buf *b, size_t n); /* drops the first n bytes (n <= len) */
+char *buf_take(struct buf *b);             /* hands over data (never NULL), zeroes b */
 
 /* Appends text as a JSON string with its quotes. Control characters, quote and backslash are
  * escaped, bytes that are no valid UTF-8 become U+FFFD, so the result is always valid JSON. */

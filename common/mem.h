@@ -7,9 +7,9 @@
 
 #include <stddef.h>
 
-void *mem_alloc(size_t size);                    /* uninitialised */
-void *mem_zalloc(size_t size);                   /* zeroed */
-void *mem_array(size_t count, size_t size);      /* zeroed, multiplication checked */
+void *mem_alloc(size_t size);               /* uninitialised */
+void *mem_zalloc(size_t size);              /* zeroed */
+void *mem_array(size_t count, size_t size); /* zeroed, multiplication checked */
 void *mem_resize(void *old, size_t count, size_t size);
 char *mem_strdup(const char *text);
 char *mem_strndup(const char *text, size_t len); /* copies len bytes, adds NUL */

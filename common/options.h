@@ -20,9 +20,9 @@ enum option {
 };
 
 struct options {
-    char who;                        /* the letter of the executable */
-    char *text[OPTIONS_COUNT];       /* owned; the value as text, checked ("" when none) */
-    bool set[OPTIONS_COUNT];         /* by command line or environment, not by default */
+    char who;                  /* the letter of the executable */
+    char *text[OPTIONS_COUNT]; /* owned; the value as text, checked ("" when none) */
+    bool set[OPTIONS_COUNT];   /* by command line or environment, not by default */
 };
 
 /* Parses argv[1..]. --name value, --name=value, --bool, --no-bool; -h. Positional arguments are

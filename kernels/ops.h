@@ -46,7 +46,7 @@ struct ops_model {
     uint32_t vocab_begin;  /* first id of this rank's rows of embedding and LM head */
     uint32_t vocab_count;  /* Vr; may be 0 on the last ranks */
     float norm_eps;
-    float attention_scale; /* 1/sqrt(D) as a rule */
+    float attention_scale;      /* 1/sqrt(D) as a rule */
     const float *rope_inv_freq; /* (D/2): angle = position * inv_freq[i]; pairs are (i, i + D/2) */
     float rope_scale;           /* factor on cos and sin (yarn's attention factor); 1 as a rule */
 };
@@ -69,8 +69,8 @@ struct ops_sampling {
     int32_t top_k; /* <= 0: off */
     float presence_penalty, frequency_penalty, repetition_penalty;
     uint64_t seed;
-    uint32_t min_tokens; /* end_ids are masked before that many generated tokens */
-    int32_t logprobs;    /* -1: none; k: the chosen token's and the k largest */
+    uint32_t min_tokens;     /* end_ids are masked before that many generated tokens */
+    int32_t logprobs;        /* -1: none; k: the chosen token's and the k largest */
     const uint32_t *end_ids; /* eos and stop token ids */
     uint32_t end_ids_count;
     const struct ops_bias *bias;
@@ -88,8 +88,8 @@ struct ops_row {
 struct ops_sampled {
     uint32_t slot;
     uint32_t id;
-    float logprob; /* from the logits before bias, penalties and temperature */
-    uint32_t top_count; /* = min(logprobs, V) when asked for, else 0 */
+    float logprob;                      /* from the logits before bias, penalties and temperature */
+    uint32_t top_count;                 /* = min(logprobs, V) when asked for, else 0 */
     uint32_t top_ids[OPS_LOGPROBS_MAX]; /* falling logprob, ties by rising id */
     float top_logprobs[OPS_LOGPROBS_MAX];
 };
@@ -106,7 +106,8 @@ struct ops {
     const char *name;
     bool batch_invariant;
 
-    /* Opens the device and meets the other ranks. model is copied, rope_inv_freq too. [collective] */
+    /* Opens the device and meets the other ranks. model is copied, rope_inv_freq too. [collective]
+     */
     int (*device_open)(const struct ops_config *config, const struct ops_model *model,
                        struct device **out, struct err *err);
     void (*device_close)(struct device **self);
@@ -193,6 +194,6 @@ struct ops {
 };
 
 /* What a backend's shared object exports. */
-const struct ops *phalanx_backend(void);
+__attribute__((visibility("default"))) const struct ops *phalanx_backend(void);
 
 #endif

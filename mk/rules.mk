@@ -89,6 +89,7 @@ $(foreach p,$(PROGRAMS),$(eval $(call program,$(p))))
 # The CPU backend is a shared object, loaded by name at run time as every backend is. Its loops are
 # what a CPU step spends its time in, hence -O3; contraction stays off so that all builds agree.
 OBJ_cpu_cc := $(patsubst %.cc,$(BUILD)/obj/%.o,$(wildcard kernels/cpu/*.cc))
+$(OBJ_cpu) $(OBJ_cpu_cc): OPT += -fvisibility=hidden
 $(OBJ_cpu_cc): INC = -I$(BUILD)/inc/cpu
 $(OBJ_cpu_cc): | $(BUILD)/inc/cpu
 ifeq ($(VARIANT),release)

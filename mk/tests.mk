@@ -6,6 +6,7 @@ TEST_LINK = -Wl,--start-group $(ARCHIVES) -Wl,--end-group $(LIBS_ALL)
 $(BUILD)/inc/tests: mk/tests.mk
 	$(Q)rm -rf $@ && mkdir -p $@
 	$(Q)for d in common proto kernels services tests; do ln -sfn $(CURDIR)/$$d $@/$$d; done
+	$(Q)mkdir -p $(TESTS)/unit && ln -sfn ../../lib $(TESTS)/unit/lib # where backends are looked for
 
 UNIT_SRC := $(wildcard tests/unit/*/test_*.c)
 UNIT_BIN := $(UNIT_SRC:tests/unit/%.c=$(TESTS)/unit/%)

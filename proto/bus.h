@@ -36,11 +36,11 @@ struct bus_callbacks {
 
 struct bus_config {
     uv_loop_t *loop;
-    const char *role;     /* of this side: "gateway", "tokenizer", "scheduler", "worker" */
-    const char *name;     /* of this process: "gateway-0" */
-    const char *endpoint; /* ipc:///run/.../scheduler-0 or tcp://127.0.0.1:5000 */
-    const char *accepts;  /* binding side: comma-separated roles let in ("tokenizer") */
-    uint64_t epoch;       /* put into every message; others' epochs are dropped */
+    const char *role;       /* of this side: "gateway", "tokenizer", "scheduler", "worker" */
+    const char *name;       /* of this process: "gateway-0" */
+    const char *endpoint;   /* ipc:///run/.../scheduler-0 or tcp://127.0.0.1:5000 */
+    const char *accepts;    /* binding side: comma-separated roles let in ("tokenizer") */
+    uint64_t epoch;         /* put into every message; others' epochs are dropped */
     int64_t silence_ms_max; /* no byte from a peer for so long: down; 0: default (3000) */
     size_t message_max;     /* 0: default (64 MiB) */
     size_t kept_bytes_max;  /* 0: default (256 MiB) */

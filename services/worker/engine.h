@@ -13,8 +13,8 @@ struct engine; /* private to the implementation */
 
 struct engine_config {
     const char *model_dir;
-    const char *device;     /* cpu, cuda, null */
-    const char *dtype;      /* auto, bfloat16, float16, float32 */
+    const char *device; /* cpu, cuda, null */
+    const char *dtype;  /* auto, bfloat16, float16, float32 */
     bool dummy_weight;
     uint32_t rank, tp_size;
     uint32_t context_length; /* 0: the model's */
