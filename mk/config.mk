@@ -44,9 +44,9 @@ LLHTTP_LIBS := -lllhttp
 endif
 
 CPPFLAGS_ALL := -D_GNU_SOURCE -DPHALANX_VERSION='"$(VERSION)"' $(PKG_CFLAGS) $(CPPFLAGS)
-CFLAGS_ALL := -std=c11 $(OPT) -fPIC -pthread $(WARN_C) $(CFLAGS)
-CXXFLAGS_ALL := -std=c++17 $(OPT) -fPIC -pthread $(WARN) $(CXXFLAGS)
-LDFLAGS_ALL := $(OPT) -pthread -Wl,-z,relro,-z,now -Wl,--as-needed $(LDFLAGS)
+CFLAGS_ALL = -std=c11 $(OPT) -fPIC -pthread $(WARN_C) $(CFLAGS)
+CXXFLAGS_ALL = -std=c++17 $(OPT) -fPIC -pthread $(WARN) $(CXXFLAGS)
+LDFLAGS_ALL = $(OPT) -pthread -Wl,-z,relro,-z,now -Wl,--as-needed $(LDFLAGS)
 LIBS_ALL := $(PKG_LIBS) $(LLHTTP_LIBS) -ldl -lm
 
 ifeq ($(V),0)
