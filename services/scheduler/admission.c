@@ -1,0 +1,122 @@
+#include "services/scheduler/admission.h"
+
+#include <math.h>
+
+static int refuse(struct scheduler_refusal *refusal, const char *param)
+{
+    refusal->param = param;
+    return ERR_INVALID;
+}
+
+static int check_sampling(const struct proto_sampling *s, struct scheduler_refusal *refusal,
+                          struct err *err)
+{
+/* Written so that NaN fails too. */
+#define SAMPLING(field, low, high, what)                                                           \
+    if (!((double)s->field >= (double)(low) && (double)s->field <= (double)(high)))                \
+        return err_set(err, refuse(refusal, #field), "%s %g is outside of %g .. %g (%s)", #field,  \
+                       (double)s->field, (double)(low), (double)(high), what);
+#include "proto/limits.def"
+    if (s->max_tokens && s->min_tokens > s->max_tokens)
+        return err_set(err, refuse(refusal, "min_tokens"), "min_tokens %u is above max_tokens %u",
+                       s->min_tokens, s->max_tokens);
+    return 0;
+}
+
+static int check_ids(const struct scheduler_config *config, const uint32_t *ids, uint32_t count,
+                     const char *field, struct scheduler_refusal *refusal, struct err *err)
+{
+    for (uint32_t i = 0; i < count; i++)
+        if (ids[i] >= config->vocab_size)
+            return err_set(err, refuse(refusal, field),
+                           "%s: token id %u is outside of the vocabulary (%u)", field, ids[i],
+                           config->vocab_size);
+    return 0;
+}
+
+static int check_bias(const struct scheduler_config *config, const struct proto_sampling *s,
+                      struct scheduler_refusal *refusal, struct err *err)
+{
+    for (uint32_t i = 0; i < s->logit_bias_count; i++) {
+        const struct proto_bias *bias = &s->logit_bias[i];
+
+        if (check_ids(config, &bias->id, 1, "logit_bias", refusal, err))
+            return ERR_INVALID;
+        if (!isfinite(bias->value))
+            return err_set(err, refuse(refusal, "logit_bias"), "logit_bias of %u is not a number",
+                           bias->id);
+    }
+    return 0;
+}
+
+static int check_prompt(const struct scheduler_config *config,
+                        const struct scheduler_request *request, struct scheduler_refusal *refusal,
+                        struct err *err)
+{
+    if (request->prompt_count == 0)
+        return err_set(err, refuse(refusal, "prompt"), "the prompt is empty");
+    if (request->prompt_count >= config->context_length) {
+        *refusal = (struct scheduler_refusal){"prompt", "context_length_exceeded"};
+        return err_set(err, ERR_LIMIT,
+                       "the prompt has %u tokens, the model's context holds %u and one of them is "
+                       "for the output",
+                       request->prompt_count, config->context_length);
+    }
+    return check_ids(config, request->prompt, request->prompt_count, "prompt", refusal, err);
+}
+
+static uint32_t min_u32(uint32_t a, uint32_t b)
+{
+    return a < b ? a : b;
+}
+
+static int resolve_lengths(const struct scheduler_config *config, uint32_t prompt_count,
+                           struct proto_sampling *s, struct scheduler_refusal *refusal,
+                           struct err *err)
+{
+    uint64_t pool = (uint64_t)config->num_pages * config->page_size;
+    uint32_t room = config->context_length - prompt_count;
+    bool asked = s->max_tokens > 0;
+    uint32_t pages;
+
+    s->max_tokens = asked ? min_u32(s->max_tokens, room) : room;
+    if (!asked && pool > prompt_count && s->max_tokens > pool - prompt_count)
+        s->max_tokens = (uint32_t)(pool - prompt_count);
+    pages = admission_pages(config, prompt_count, s);
+    if (pages > config->num_pages) {
+        *refusal =
+            (struct scheduler_refusal){asked ? "max_tokens" : "prompt", "context_length_exceeded"};
+        return err_set(err, ERR_LIMIT,
+                       "%u prompt tokens and %u new ones need %u KV pages of %u tokens, there are "
+                       "%u",
+                       prompt_count, s->max_tokens, pages, config->page_size, config->num_pages);
+    }
+    s->min_tokens = min_u32(s->min_tokens, s->max_tokens);
+    return 0;
+}
+
+int admission_check(const struct scheduler_config *config, const struct scheduler_request *request,
+                    struct proto_sampling *resolved, struct scheduler_refusal *refusal,
+                    struct err *err)
+{
+    const struct proto_sampling *s = request->sampling;
+    int rc;
+
+    *refusal = (struct scheduler_refusal){"", ""};
+    *resolved = *s;
+    if ((rc = check_prompt(config, request, refusal, err)) ||
+        (rc = check_sampling(s, refusal, err)) ||
+        (rc = check_ids(config, s->stop_token_ids, s->stop_token_ids_count, "stop_token_ids",
+                        refusal, err)) ||
+        (rc = check_bias(config, s, refusal, err)))
+        return rc;
+    return resolve_lengths(config, request->prompt_count, resolved, refusal, err);
+}
+
+uint32_t admission_pages(const struct scheduler_config *config, uint32_t prompt_count,
+                         const struct proto_sampling *resolved)
+{
+    uint64_t tokens = (uint64_t)prompt_count + resolved->max_tokens;
+
+    return (uint32_t)((tokens + config->page_size - 1) / config->page_size);
+}

@@ -1,0 +1,114 @@
+/* The scheduler's core: which sequence does what in which step.
+ *
+ * A pure state machine: no I/O, no clock, no randomness, no globals. Time comes in as now_us, work
+ * goes out as steps (scheduler_plan), results come back (scheduler_apply). The same calls in the
+ * same order give the same steps.
+ *
+ * Every step holds one row for each sequence that decodes; prompts take what is left of the token
+ * budget, in chunks. A sequence starts when a slot is free and the pages that it can need at most
+ * are promised to it, so that no two sequences can ever wait for each other's pages.
+ *
+ * Up to steps_in_flight_max steps are out at a time. With more than one, a sequence's row is
+ * planned before the token of the step before is known: an end token is noticed late and the
+ * surplus token dropped. A slot or page is handed out again only after the last step with a row of
+ * its old owner was applied. */
+#ifndef PHALANX_SCHEDULER_CORE_H
+#define PHALANX_SCHEDULER_CORE_H
+
+#include "common/err.h"
+#include "proto/proto.h"
+
+#include <stdint.h>
+
+#define SCHEDULER_SLOTS_MAX 4096u /* bound of the arrays of proto's STEP */
+#define SCHEDULER_PAGES_MAX 268435456u
+#define SCHEDULER_STEPS_MAX 8u
+
+struct scheduler_config {
+    uint32_t slots_max;  /* sequences in the running batch */
+    uint32_t queued_max; /* sequences waiting for a slot */
+    uint32_t page_size;  /* tokens in one page */
+    uint32_t num_pages;
+    int32_t prefill_tokens_max; /* prompt tokens in one step; -1: prompts are not cut */
+    uint32_t context_length;    /* most tokens of a sequence, prompt and output */
+    uint32_t vocab_size;
+    uint32_t steps_in_flight_max;
+    const char *policy;      /* a name of policies.c */
+    const uint32_t *eos_ids; /* copied */
+    uint32_t eos_ids_count;
+};
+
+/* A sequence to come. (owner, id) must be unique among those that have not ended. Everything is
+ * copied. */
+struct scheduler_request {
+    uint64_t owner;
+    uint64_t id;
+    const uint32_t *prompt;
+    uint32_t prompt_count;
+    const struct proto_sampling *sampling;
+};
+
+/* What was wrong with a request, for proto's FAILED; both are static strings, or "". */
+struct scheduler_refusal {
+    const char *param; /* field at fault */
+    const char *code;  /* "context_length_exceeded" */
+};
+
+/* A planned step. Pointers in it are valid until the next call for this scheduler. */
+struct scheduler_step {
+    struct proto_step message;
+    const int64_t *queue_us; /* how long each of message.opened has waited */
+};
+
+/* A new token, for the owner of the sequence. */
+struct scheduler_output {
+    uint64_t owner;
+    struct proto_token token; /* logprob points to the results given to scheduler_apply */
+};
+
+struct scheduler_stats {
+    uint32_t waiting;
+    uint32_t running;
+    uint32_t slots_free;
+    uint32_t steps_in_flight;
+    uint32_t pages_total;
+    uint32_t pages_free;        /* in no sequence, promised or not */
+    uint64_t prompt_tokens;     /* computed so far */
+    uint64_t generation_tokens; /* handed out so far */
+    uint64_t surplus_tokens;    /* dropped: their sequence had ended */
+    uint64_t steps;             /* applied so far */
+};
+
+struct scheduler;
+
+/* ERR_INVALID names the value that can not be. */
+int scheduler_new(const struct scheduler_config *config, struct scheduler **out, struct err *err);
+void scheduler_free(struct scheduler **self);
+
+/* Most tokens that the rows of one step add up to. */
+uint32_t scheduler_tokens_max(const struct scheduler *s);
+
+/* Puts a sequence into the queue. ERR_BUSY: the queue is full. ERR_INVALID, ERR_LIMIT: it can not
+ * run here; refusal (may be NULL) says which field, err the value and the limit. */
+int scheduler_admit(struct scheduler *s, const struct scheduler_request *request, int64_t now_us,
+                    struct scheduler_refusal *refusal, struct err *err);
+
+/* Ends a sequence, in whatever state; no output for it follows. ERR_NOT_FOUND: there is none. */
+int scheduler_abort(struct scheduler *s, uint64_t owner, uint64_t id);
+
+/* Ends all sequences of owner; returns how many. */
+uint32_t scheduler_abort_owner(struct scheduler *s, uint64_t owner);
+
+/* The next step, NULL when there is nothing to do or too many steps are in flight. */
+const struct scheduler_step *scheduler_plan(struct scheduler *s, int64_t now_us);
+
+/* Takes the result of the oldest step in flight: one proto_sampled a row with sample, in order.
+ * *out is valid until the next scheduler_apply. ERR_PROTOCOL (nothing has changed then): another
+ * step, slot or count than planned, or an id outside of the vocabulary. */
+int scheduler_apply(struct scheduler *s, uint64_t step, const struct proto_sampled *results,
+                    uint32_t results_count, const struct scheduler_output **out,
+                    uint32_t *out_count, struct err *err);
+
+void scheduler_stats(const struct scheduler *s, struct scheduler_stats *out);
+
+#endif

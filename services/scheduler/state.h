@@ -1,0 +1,54 @@
+/* Inside of the core: shared by core.c, plan.c and apply.c. */
+#ifndef PHALANX_SCHEDULER_STATE_H
+#define PHALANX_SCHEDULER_STATE_H
+
+#include "services/scheduler/core.h"
+#include "services/scheduler/pages.h"
+#include "services/scheduler/policy.h"
+#include "services/scheduler/sequence.h"
+
+/* A step and the memory of its arrays: slots_max elements each, taken once. */
+struct step {
+    struct scheduler_step out;
+    struct sequence **sequences; /* of each row */
+    int64_t *queue_us;
+};
+
+struct scheduler {
+    struct scheduler_config config;
+    uint32_t *eos_ids;
+    const struct policy *policy;
+    struct queue queue;
+    struct sequence *by_key;  /* all that have not ended */
+    struct sequence *prefill; /* in the order in which they started */
+    struct sequence *decode;
+    uint32_t running; /* in either of the two */
+    struct pages pages;
+    uint32_t *slots; /* stack of free slots */
+    uint32_t slots_count;
+    uint32_t *closed; /* slots that workers have not been told of yet */
+    uint32_t closed_count;
+    struct step steps[SCHEDULER_STEPS_MAX]; /* a ring: step n is steps[n % steps_in_flight_max] */
+    uint64_t planned;                       /* newest step; 0: none */
+    uint64_t applied;
+    uint32_t prefill_tokens_max; /* of one step */
+    uint32_t tokens_max;         /* of one step, decode rows too */
+    struct scheduler_output *outputs;
+    uint64_t prompt_tokens;
+    uint64_t generation_tokens;
+    uint64_t surplus_tokens;
+};
+
+static inline struct step *scheduler_step_at(struct scheduler *s, uint64_t number)
+{
+    return &s->steps[number % s->config.steps_in_flight_max];
+}
+
+/* Takes a running sequence out of its list. Its slot and pages come back at once when no step in
+ * flight has a row of it, else when the last of them is applied. */
+void scheduler_end(struct scheduler *s, struct sequence *seq);
+
+/* Frees an ended sequence and what it holds, if no step in flight has a row of it. */
+void scheduler_release(struct scheduler *s, struct sequence *seq);
+
+#endif
