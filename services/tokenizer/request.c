@@ -1,0 +1,138 @@
+#include "services/tokenizer/request.h"
+
+#include "common/json.h"
+#include "common/mem.h"
+#include "common/utf8.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#define LIMIT_PROMPT_IDS 1048576u /* as in proto/limits.def */
+
+struct request *request_new(const struct proto_header *header, const struct proto_generate *g,
+                            struct err *err)
+{
+    struct request *r = mem_zalloc(sizeof *r);
+    struct proto_header copy_header;
+    void *copy;
+
+    if (proto_encode(header, g, &r->copy, err) ||
+        proto_decode(r->copy.data, r->copy.len, &r->arena, &copy_header, &copy, err)) {
+        request_free(&r);
+        return NULL;
+    }
+    buf_fini(&r->copy);
+    r->generate = *(const struct proto_generate *)copy;
+    r->key.rid = header->id;
+    r->stops = mem_array(g->stops_count, sizeof *r->stops);
+    for (uint32_t i = 0; i < g->stops_count; i++)
+        r->stops[i] =
+            (struct detok_stop){r->generate.stops[i].text.data, r->generate.stops[i].text.len};
+    return r;
+}
+
+void request_free(struct request **self)
+{
+    struct request *r = *self;
+
+    if (!r)
+        return;
+    for (uint32_t i = 0; r->sequences && i < r->generate.n; i++)
+        detok_fini(&r->sequences[i].detok);
+    free(r->sequences);
+    free(r->stops);
+    ids_fini(&r->prompt);
+    buf_fini(&r->echo);
+    buf_fini(&r->copy);
+    proto_arena_fini(&r->arena);
+    free(r);
+    *self = NULL;
+}
+
+static int json_field(struct proto_str text, const char *name, json_t **out, struct err *err)
+{
+    *out = NULL;
+    if (!text.len)
+        return 0;
+    if (json_parse(text.data, text.len, JSON_DEPTH_REQUEST, out, err))
+        return err_prefix(err, "%s", name);
+    return 0;
+}
+
+static int encode_chat(struct request *r, const struct tokenizer *t, const struct chat *chat,
+                       struct err *err)
+{
+    const struct proto_generate *g = &r->generate;
+    struct chat_request c = {.add_generation_prompt = g->add_generation_prompt,
+                             .continue_final_message = g->continue_final_message,
+                             .now = (int64_t)time(NULL)};
+    struct buf prompt = {0};
+    int rc;
+
+    if ((rc = json_field(g->text, "messages", &c.messages, err)) ||
+        (rc = json_field(g->tools, "tools", &c.tools, err)) ||
+        (rc = json_field(g->template_kwargs, "chat_template_kwargs", &c.template_kwargs, err)) ||
+        (rc = chat_prompt(chat, &c, &prompt, err)))
+        goto out;
+    rc = tokenizer_encode(t, prompt.data ? prompt.data : "", prompt.len, ENCODE_SPLIT_ADDED,
+                          LIMIT_PROMPT_IDS, &r->prompt, err);
+out:
+    buf_fini(&prompt);
+    json_decref(c.messages);
+    json_decref(c.tools);
+    json_decref(c.template_kwargs);
+    return rc;
+}
+
+int request_encode(struct request *r, const struct tokenizer *t, const struct chat *chat,
+                   struct err *err)
+{
+    const struct proto_generate *g = &r->generate;
+    int rc = 0;
+
+    switch (g->kind) {
+    case PROMPT_TEXT:
+        if (!utf8_valid(g->text.data, g->text.len))
+            return err_set(err, ERR_INVALID, "prompt is not valid UTF-8");
+        rc = tokenizer_encode(t, g->text.data, g->text.len, ENCODE_ADD_SPECIAL | ENCODE_SPLIT_ADDED,
+                              LIMIT_PROMPT_IDS, &r->prompt, err);
+        if (!rc && g->echo)
+            buf_append(&r->echo, g->text.data, g->text.len);
+        break;
+    case PROMPT_IDS:
+        for (uint32_t i = 0; i < g->ids_count; i++)
+            ids_push(&r->prompt, g->ids[i]);
+        if (g->echo)
+            tokenizer_decode(t, g->ids, g->ids_count, g->skip_special_tokens, &r->echo);
+        break;
+    case PROMPT_CHAT:
+        rc = encode_chat(r, t, chat, err);
+        break;
+    default:
+        return err_set(err, ERR_PROTOCOL, "prompt kind %u is not known", g->kind);
+    }
+    if (!rc && !r->prompt.len)
+        rc = err_set(err, ERR_INVALID, "the prompt is empty: it has no tokens");
+    return rc;
+}
+
+void request_sequences(struct request *r, const struct tokenizer *t, uint64_t first_sid)
+{
+    bool continues = false;
+
+    for (size_t i = 0; i < r->prompt.len && !continues; i++)
+        continues = !tokenizer_is_special(t, r->prompt.data[i]);
+    r->sequences = mem_array(r->generate.n, sizeof *r->sequences);
+    r->live = r->generate.n;
+    for (uint32_t i = 0; i < r->generate.n; i++) {
+        struct sequence *q = &r->sequences[i];
+
+        q->sid = first_sid + i;
+        q->request = r;
+        q->choice = i;
+        q->live = true;
+        detok_init(&q->detok, t, r->stops, r->generate.stops_count, r->generate.skip_special_tokens,
+                   continues);
+    }
+}

@@ -1,0 +1,27 @@
+/* The tokenizer process: requests from gateways become sequences for the scheduler, tokens from
+ * the scheduler become text for gateways.
+ *
+ * Encoding runs on libuv's thread pool, so a huge prompt never delays another request's tokens. */
+#ifndef PHALANX_TOKENIZER_SERVICE_H
+#define PHALANX_TOKENIZER_SERVICE_H
+
+#include "common/err.h"
+
+struct service;
+
+struct service_config {
+    const char *name; /* "tokenizer-0" */
+    const char *model_dir;
+    const char *endpoint;           /* bound for gateways */
+    const char *scheduler_endpoint; /* connected to */
+    double heartbeat_timeout_s;
+};
+
+/* Loads the model folder's tokenizer and template, opens both buses. */
+int service_new(const struct service_config *config, struct service **out, struct err *err);
+
+/* Runs until SIGTERM or SIGINT (0), or until the scheduler refuses us (ERR_PROTOCOL). */
+int service_run(struct service *s, struct err *err);
+void service_free(struct service **self);
+
+#endif
