@@ -186,7 +186,12 @@ struct ops {
     int (*step_end)(struct device *d, const struct ops_sampled **results, uint32_t *count,
                     struct err *err);
 
-    /* For tests: the float32 logits (Vr) of result i of the last step. NULL where not kept. */
+    /* For tests: the first `tokens` rows of an activation as float32, out and in; and the float32
+     * logits (Vr) of result i of the last step (NULL where not kept). */
+    int (*act_read)(struct device *d, const struct act *a, uint32_t tokens, float *out,
+                    struct err *err);
+    int (*act_write)(struct device *d, struct act *a, uint32_t tokens, const float *in,
+                     struct err *err);
     const float *(*logits)(struct device *d, uint32_t i);
 
     uint64_t (*weight_bytes)(const struct device *d);

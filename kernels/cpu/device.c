@@ -364,6 +364,24 @@ static int cpu_step_end(struct device *d, const struct ops_sampled **results, ui
     return 0;
 }
 
+static int cpu_act_read(struct device *d, const struct act *a, uint32_t tokens, float *out,
+                        struct err *err)
+{
+    if (tokens > d->tokens_max)
+        return err_set(err, ERR_INVALID, "%u tokens of %u", tokens, d->tokens_max);
+    memcpy(out, a->data, (size_t)tokens * a->width * sizeof *out);
+    return 0;
+}
+
+static int cpu_act_write(struct device *d, struct act *a, uint32_t tokens, const float *in,
+                         struct err *err)
+{
+    if (tokens > d->tokens_max)
+        return err_set(err, ERR_INVALID, "%u tokens of %u", tokens, d->tokens_max);
+    memcpy(a->data, in, (size_t)tokens * a->width * sizeof *in);
+    return 0;
+}
+
 static const float *cpu_logits(struct device *d, uint32_t i)
 {
     return i < d->results_count ? d->logits + (size_t)i * d->vocab_share : NULL;
@@ -406,6 +424,8 @@ const struct ops *phalanx_backend(void)
         .gate_up_silu = cpu_gate_up_silu,
         .sample = cpu_sample,
         .step_end = cpu_step_end,
+        .act_read = cpu_act_read,
+        .act_write = cpu_act_write,
         .logits = cpu_logits,
         .weight_bytes = cpu_weight_bytes,
         .kv_bytes = cpu_kv_bytes,
