@@ -19,7 +19,7 @@
 #include <uv.h>
 
 struct bus;
-struct bus_peer; /* lives from on_up to the end of on_down */
+struct bus_peer; /* lives from on_up to the end of on_down, or to bus_close */
 
 struct bus_callbacks {
     /* HELLO or WELCOME was exchanged; the schema's hash is the same. */
@@ -30,7 +30,8 @@ struct bus_callbacks {
     /* Gone: silent for too long, restarted, or protocol error (reason says which). On the
      * connecting side the bus goes on trying; on_up may follow. */
     void (*on_down)(void *ctx, struct bus_peer *peer, const char *reason);
-    /* Connecting side only: the other refused us (version or schema); it will not get better. */
+    /* Connecting side only, may be NULL: the other refused us (role, version, schema, an epoch that
+     * is over, too many peers); the bus tries no more. An on_down comes first if it was up. */
     void (*on_refused)(void *ctx, const char *reason);
 };
 
@@ -49,14 +50,16 @@ struct bus_config {
     void *ctx;
 };
 
-/* Binds (ROUTER). ERR_BUSY when the endpoint is in use. The strings of config are copied. */
+/* Binds (ROUTER). ERR_BUSY when the endpoint is in use, ERR_UNSUPPORTED when it is neither ipc nor
+ * loopback tcp. The strings of config are copied. */
 int bus_bind(const struct bus_config *config, struct bus **out, struct err *err);
 
 /* Connects (DEALER) and keeps trying; the one peer appears by on_up. */
 int bus_connect(const struct bus_config *config, struct bus **out, struct err *err);
 
 /* Queues a message. ERR_BUSY: too much is waiting for this peer; ERR_LIMIT: a field past its
- * bound. Sending costs no system call by itself when a batch is flushed at the loop's next turn. */
+ * bound or the message past message_max; ERR_PEER: the peer is just being reported down. Sending
+ * costs no system call by itself when a batch is flushed at the loop's next turn. */
 int bus_send(struct bus_peer *peer, enum proto_type type, uint64_t id, const void *message,
              struct err *err);
 
@@ -69,7 +72,8 @@ void bus_peer_set_data(struct bus_peer *peer, void *data);
 struct bus_peer *bus_next_peer(struct bus *bus, struct bus_peer *after);
 
 /* Stops the handles and closes the socket (lingering at most 200 ms); frees when the loop has run
- * the close callbacks. *self = NULL. */
+ * the close callbacks. No callback of the bus is called any more. May be called inside one.
+ * *self = NULL. */
 void bus_close(struct bus **self);
 
 #endif
