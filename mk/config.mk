@@ -28,7 +28,7 @@ $(error VARIANT=$(VARIANT) is not one of release, debug, asan, ubsan, tsan)
 endif
 
 VERSION := $(shell cat VERSION 2>/dev/null || echo 0.0.0)
-PKGS := libzmq libczmq libuv jansson libpcre2-8 libutf8proc libxxhash
+PKGS := libzmq libczmq libuv jansson libpcre2-8 libutf8proc libxxhash libcurl
 # msgpack-c's pkg-config name differs between releases.
 PKGS += $(shell for p in msgpack-c msgpack; do pkg-config --exists $$p 2>/dev/null && echo $$p && break; done)
 PKG_CFLAGS := $(patsubst -I%,-isystem %,$(shell pkg-config --cflags $(PKGS) 2>/dev/null))

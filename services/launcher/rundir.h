@@ -1,0 +1,28 @@
+/* The run directory: sockets of one server, private to one user, guarded by a lock. */
+#ifndef PHALANX_LAUNCHER_RUNDIR_H
+#define PHALANX_LAUNCHER_RUNDIR_H
+
+#include "common/err.h"
+
+#include <stdbool.h>
+
+struct rundir {
+    char *path;
+    char *tokenizer_endpoint; /* ipc:// for gateways */
+    char *scheduler_endpoint; /* for the tokenizer */
+    char *worker_endpoint;    /* for the ranks */
+    char *comm_store;         /* an empty folder */
+    int fd;
+    int lock_fd;
+    bool made; /* by us: goes at the end */
+};
+
+/* path "" is the default: $XDG_RUNTIME_DIR or /tmp, phalanx-<uid>-<port>. Makes the directory
+ * (0700) or checks that it is ours and closed to others, takes the lock (ERR_BUSY names the process
+ * that has it) and removes what a killed run left. Release with rundir_fini also after an error. */
+int rundir_init(struct rundir *r, const char *path, int port, struct err *err);
+
+/* Removes the sockets, the lock and, when we made it, the directory. */
+void rundir_fini(struct rundir *r);
+
+#endif
