@@ -1,0 +1,25 @@
+/* A decoder-only transformer as a sequence of kernels/ops.h's operations. */
+#ifndef PHALANX_WORKER_DECODER_H
+#define PHALANX_WORKER_DECODER_H
+
+#include "services/worker/weights.h"
+
+struct decoder {
+    const struct ops *ops; /* borrowed, as all of these */
+    struct device *device;
+    const struct model_config *config;
+    const struct weights *weights;
+    struct act *residual, *normed; /* (T, H) */
+    struct act *qkv;               /* (T, (Hq + 2 Hkv) D) */
+    struct act *attention;         /* (T, Hq D) */
+    struct act *mlp;               /* (T, I) */
+};
+
+/* The activations; after ops->pool_alloc. */
+int decoder_alloc(struct decoder *d, const struct shard *shard, struct err *err);
+
+/* One step; results are the device's, valid until the next. */
+int decoder_step(struct decoder *d, const struct ops_row *rows, uint32_t count,
+                 const struct ops_sampled **results, uint32_t *results_count, struct err *err);
+
+#endif

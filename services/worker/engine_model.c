@@ -1,0 +1,339 @@
+/* The engine of real models: config.json, weights and decoder on a backend of kernels/ops.h. */
+#include "services/worker/engine_model.h"
+
+#include "common/log.h"
+#include "common/mem.h"
+#include "kernels/backends.h"
+#include "services/worker/decoder.h"
+#include "services/worker/slots.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <xxhash.h>
+
+struct engine {
+    const struct ops *ops;
+    struct device *device;
+    struct model_config model;
+    struct shard shard;
+    struct weights weights;
+    struct decoder decoder;
+    uint32_t page_size, context_length;
+    uint64_t fingerprint, bytes_read;
+    struct slots slots; /* views is NULL before kv_alloc */
+    struct ops_row *rows;
+    uint32_t *end_ids;
+    struct ops_bias *bias;
+    /* Results: one logprob and OPS_LOGPROBS_MAX alternatives each. */
+    struct proto_sampled *results;
+    struct proto_logprob *logprobs;
+    struct proto_alternative *alternatives;
+};
+
+#define END_IDS_MAX 256
+#define BIASES_MAX 1024
+
+static void engine_model_free(struct engine **self)
+{
+    struct engine *e = *self;
+
+    if (!e)
+        return;
+    if (e->device)
+        e->ops->device_close(&e->device);
+    weights_fini(&e->weights);
+    slots_fini(&e->slots);
+    free(e->rows);
+    free(e->end_ids);
+    free(e->bias);
+    free(e->results);
+    free(e->logprobs);
+    free(e->alternatives);
+    free(e);
+    *self = NULL;
+}
+
+static uint32_t context_length(const struct engine_config *config, const struct model_config *model)
+{
+    if (config->context_length > model->context_max && config->rank == 0)
+        log_warn("--context-length %u is more than the model was made for (%u)",
+                 config->context_length, model->context_max);
+    return config->context_length ? config->context_length : model->context_length;
+}
+
+static int open_device(struct engine *e, const struct engine_config *config, struct err *err)
+{
+    const struct model_config *m = &e->model;
+    const struct shard *s = &e->shard;
+    float *inv_freq = mem_array(m->head_dim / 2, sizeof *inv_freq);
+    struct ops_model model = {
+        .layers = m->layers,
+        .hidden = m->hidden,
+        .heads = s->heads,
+        .kv_heads = s->kv_heads,
+        .head_dim = m->head_dim,
+        .intermediate = s->intermediate,
+        .vocab_size = m->vocab_size,
+        .vocab_begin = s->vocab_begin,
+        .vocab_count = s->vocab_count,
+        .norm_eps = m->norm_eps,
+        .attention_scale = (float)(1 / sqrt((double)m->head_dim)),
+        .rope_inv_freq = inv_freq,
+        .rope_scale = (float)m->rope.attention_factor,
+    };
+    struct ops_config device = {
+        .rank = config->rank,
+        .tp_size = config->tp_size,
+        .device_index = config->rank,
+        .comm_store = config->comm_store,
+        .comm_timeout_s = config->dist_timeout_s,
+    };
+    int rc;
+
+    rope_inv_freq(&m->rope, m->head_dim, inv_freq);
+    rc = e->ops->device_open(&device, &model, &e->device, err);
+    free(inv_freq);
+    return rc;
+}
+
+static void fingerprint(struct engine *e, const struct engine_config *config,
+                        const struct safetensors *checkpoint)
+{
+    struct buf text = {0};
+
+    buf_printf(&text, "%s %016llx %016llx %s %d %s %u %u %u", PHALANX_VERSION,
+               (unsigned long long)e->model.hash,
+               (unsigned long long)(checkpoint ? safetensors_hash(checkpoint) : 0), e->ops->name,
+               e->ops->abi, config->dtype, config->tp_size, config->page_size, e->context_length);
+    e->fingerprint = XXH64(text.data, text.len, 0);
+    buf_fini(&text);
+}
+
+static int load_weights(struct engine *e, const struct engine_config *config,
+                        struct safetensors *checkpoint, struct err *err)
+{
+    struct weights_config weights = {
+        .model = &e->model,
+        .shard = &e->shard,
+        .dtype = config->dtype,
+        .checkpoint = checkpoint,
+        .progress = config->rank == 0,
+    };
+    int rc = weights_load(&weights, e->ops, e->device, &e->weights, err);
+
+    if (checkpoint)
+        e->bytes_read = safetensors_bytes_read(checkpoint);
+    return rc;
+}
+
+static int load(const struct engine_config *config, const char *backend, struct engine **out,
+                struct err *err)
+{
+    struct engine *e = mem_zalloc(sizeof *e);
+    struct safetensors *checkpoint = NULL;
+    int rc = backend_load(backend, &e->ops, err);
+
+    e->page_size = config->page_size;
+    if (!rc)
+        rc = model_config_load(config->model_dir, &e->model, err);
+    if (!rc) {
+        e->context_length = context_length(config, &e->model);
+        rc = shard_init(&e->shard, &e->model, config->rank, config->tp_size, err);
+    }
+    if (!rc && !config->dummy_weight)
+        rc = safetensors_open(config->model_dir, &checkpoint, err);
+    if (!rc)
+        rc = open_device(e, config, err);
+    if (!rc) {
+        fingerprint(e, config, checkpoint);
+        rc = load_weights(e, config, checkpoint, err);
+    }
+    safetensors_free(&checkpoint);
+    if (rc)
+        engine_model_free(&e);
+    *out = e;
+    return rc;
+}
+
+static int load_cpu(const struct engine_config *config, struct engine **out, struct err *err)
+{
+    return load(config, "cpu", out, err);
+}
+
+static int load_cuda(const struct engine_config *config, struct engine **out, struct err *err)
+{
+    return load(config, "cuda", out, err);
+}
+
+static void info(const struct engine *e, struct engine_info *out)
+{
+    uint64_t pages = e->ops->pages_max(e->device, e->page_size);
+
+    *out = (struct engine_info){
+        .vocab_size = e->model.vocab_size,
+        .context_length = e->context_length,
+        .pages_max = pages > UINT32_MAX ? UINT32_MAX : (uint32_t)pages,
+        .page_bytes = e->ops->page_bytes(e->device, e->page_size),
+        .weight_bytes = e->ops->weight_bytes(e->device),
+        .kv_bytes = e->ops->kv_bytes(e->device),
+        .fingerprint = e->fingerprint,
+        .eos_count = e->model.eos_count,
+    };
+    (void)snprintf(out->device, sizeof out->device, "%s", e->ops->name);
+    memcpy(out->eos_ids, e->model.eos_ids, sizeof e->model.eos_ids);
+}
+
+static int kv_alloc(struct engine *e, uint32_t num_pages, uint32_t num_slots, uint32_t tokens_max,
+                    struct err *err)
+{
+    const struct slots_config config = {num_slots,  num_pages,         e->page_size,
+                                        tokens_max, e->context_length, e->model.vocab_size};
+    uint64_t bytes;
+    int rc;
+
+    if (e->slots.views)
+        return err_set(err, ERR_PROTOCOL, "the KV pool is there already");
+    if (!num_pages || !num_slots || !tokens_max ||
+        __builtin_mul_overflow(e->ops->page_bytes(e->device, e->page_size), (uint64_t)num_pages,
+                               &bytes))
+        return err_set(err, ERR_PROTOCOL, "KV pool of %u pages, %u slots, %u tokens a step",
+                       num_pages, num_slots, tokens_max);
+    rc = e->ops->pool_alloc(e->device, num_pages, e->page_size, num_slots, tokens_max,
+                            e->context_length, err);
+    if (rc)
+        return rc;
+    e->decoder = (struct decoder){
+        .ops = e->ops, .device = e->device, .config = &e->model, .weights = &e->weights};
+    rc = decoder_alloc(&e->decoder, &e->shard, err);
+    if (rc)
+        return rc;
+    slots_init(&e->slots, &config);
+    e->rows = mem_array(num_slots, sizeof *e->rows);
+    e->end_ids = mem_array(END_IDS_MAX, sizeof *e->end_ids);
+    e->bias = mem_array(BIASES_MAX, sizeof *e->bias);
+    e->results = mem_array(num_slots, sizeof *e->results);
+    e->logprobs = mem_array(num_slots, sizeof *e->logprobs);
+    e->alternatives = mem_array((size_t)num_slots * OPS_LOGPROBS_MAX, sizeof *e->alternatives);
+    return 0;
+}
+
+static int open_slot(struct engine *e, const struct proto_slot_open *o, struct err *err)
+{
+    const struct proto_sampling *p = &o->sampling;
+    struct ops_sampling sampling = {
+        .temperature = (float)p->temperature,
+        .top_p = (float)p->top_p,
+        .min_p = (float)p->min_p,
+        .top_k = (int32_t)p->top_k,
+        .presence_penalty = (float)p->presence_penalty,
+        .frequency_penalty = (float)p->frequency_penalty,
+        .repetition_penalty = (float)p->repetition_penalty,
+        .seed = p->seed,
+        .min_tokens = p->min_tokens,
+        .logprobs = (int32_t)p->logprobs,
+        .end_ids = e->end_ids,
+        .bias = e->bias,
+    };
+
+    for (uint32_t i = 0; !p->ignore_eos && i < e->model.eos_count; i++)
+        e->end_ids[sampling.end_ids_count++] = e->model.eos_ids[i];
+    for (uint32_t i = 0; i < p->stop_token_ids_count && sampling.end_ids_count < END_IDS_MAX; i++)
+        e->end_ids[sampling.end_ids_count++] = p->stop_token_ids[i];
+    for (uint32_t i = 0; i < p->logit_bias_count && i < BIASES_MAX; i++)
+        e->bias[sampling.bias_count++] =
+            (struct ops_bias){p->logit_bias[i].id, (float)p->logit_bias[i].value};
+    return e->ops->slot_open(e->device, o->slot, o->tokens, o->tokens_count, o->generated,
+                             &sampling, err);
+}
+
+/* What the device chose, as messages carry it. */
+static void fill_results(struct engine *e, const struct ops_sampled *sampled, uint32_t count)
+{
+    for (uint32_t i = 0; i < count; i++) {
+        const struct ops_sampled *s = &sampled[i];
+        struct proto_alternative *top = e->alternatives + (size_t)i * OPS_LOGPROBS_MAX;
+
+        e->results[i] = (struct proto_sampled){.slot = s->slot, .id = s->id};
+        if (e->slots.views[s->slot].logprobs < 0)
+            continue;
+        e->logprobs[i] = (struct proto_logprob){
+            .id = s->id, .logprob = (double)s->logprob, .top = top, .top_count = s->top_count};
+        for (uint32_t j = 0; j < s->top_count; j++)
+            top[j] = (struct proto_alternative){.id = s->top_ids[j],
+                                                .logprob = (double)s->top_logprobs[j]};
+        e->results[i].logprob = &e->logprobs[i];
+        e->results[i].logprob_count = 1;
+    }
+}
+
+static int apply_slots(struct engine *e, const struct proto_step *step, struct err *err)
+{
+    int rc = 0;
+
+    for (uint32_t i = 0; i < step->closed_count; i++)
+        e->ops->slot_close(e->device, step->closed[i]);
+    for (uint32_t i = 0; i < step->opened_count && !rc; i++)
+        rc = open_slot(e, &step->opened[i], err);
+    for (uint32_t i = 0; i < step->pages_count && !rc; i++)
+        rc = e->ops->slot_pages(e->device, step->pages[i].slot, step->pages[i].first,
+                                step->pages[i].pages, step->pages[i].pages_count, err);
+    return rc;
+}
+
+static int step(struct engine *e, const struct proto_step *step, struct engine_result *result,
+                struct err *err)
+{
+    const struct ops_sampled *sampled = NULL;
+    uint32_t count = 0;
+    int rc;
+
+    if (!e->slots.views)
+        return err_set(err, ERR_PROTOCOL, "a step before the KV pool");
+    rc = slots_apply(&e->slots, step, err);
+    if (!rc)
+        rc = apply_slots(e, step, err);
+    for (uint32_t i = 0; i < step->rows_count && !rc; i++)
+        e->rows[i] = (struct ops_row){step->rows[i].slot, step->rows[i].start, step->rows[i].count,
+                                      step->rows[i].sample};
+    if (!rc && step->rows_count)
+        rc = decoder_step(&e->decoder, e->rows, step->rows_count, &sampled, &count, err);
+    if (rc)
+        return rc;
+    fill_results(e, sampled, count);
+    *result = (struct engine_result){.results = e->results, .count = count};
+    result->hash = slots_hash(step, e->results, count);
+    return 0;
+}
+
+const float *engine_model_logits(struct engine *e, uint32_t i, uint32_t *begin, uint32_t *count)
+{
+    *begin = e->shard.vocab_begin;
+    *count = e->shard.vocab_count;
+    return e->ops->logits(e->device, i);
+}
+
+uint64_t engine_model_bytes_read(const struct engine *e)
+{
+    return e->bytes_read;
+}
+
+extern const struct engine_kind engine_cpu, engine_cuda;
+const struct engine_kind engine_cpu = {
+    .device = "cpu",
+    .load = load_cpu,
+    .info = info,
+    .kv_alloc = kv_alloc,
+    .step = step,
+    .free = engine_model_free,
+};
+const struct engine_kind engine_cuda = {
+    .device = "cuda",
+    .load = load_cuda,
+    .info = info,
+    .kv_alloc = kv_alloc,
+    .step = step,
+    .free = engine_model_free,
+};

@@ -1,0 +1,197 @@
+#include "services/worker/engine_null.h"
+
+#include "common/file.h"
+#include "common/mem.h"
+#include "services/worker/engine.h"
+#include "services/worker/model_config.h"
+#include "services/worker/slots.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <xxhash.h>
+
+/* Pages cost nothing here; enough for a large batch, little enough for the scheduler's tables. */
+#define NULL_POOL_TOKENS (1u << 22)
+
+struct engine {
+    uint32_t vocab_size, context_length, page_size;
+    uint32_t eos_ids[MODEL_EOS_MAX]; /* rising */
+    uint32_t eos_count;
+    uint64_t fingerprint;
+    struct slots slots;
+    struct proto_sampled *results;
+    struct proto_logprob *logprobs;
+    struct proto_alternative *alternatives;
+};
+
+uint32_t null_token(uint64_t seed, uint32_t i, uint32_t vocab_size, const uint32_t *eos_ids,
+                    uint32_t eos_count)
+{
+    uint64_t x = seed + (i + (uint64_t)1) * 0x9e3779b97f4a7c15u;
+    uint32_t id;
+
+    x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
+    x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
+    x ^= x >> 31;
+    id = (uint32_t)(x % (vocab_size - eos_count));
+    for (uint32_t k = 0; k < eos_count && eos_ids[k] <= id; k++)
+        id++;
+    return id;
+}
+
+static int compare_ids(const void *a, const void *b)
+{
+    uint32_t x = *(const uint32_t *)a, y = *(const uint32_t *)b;
+
+    return (x > y) - (x < y);
+}
+
+static int read_config(struct engine *e, const char *dir, struct err *err)
+{
+    struct model_config *model;
+    char *path = file_join(dir, "config.json");
+    bool there = *dir && file_exists(path);
+    int rc = 0;
+
+    free(path);
+    e->vocab_size = NULL_VOCAB_SIZE;
+    e->context_length = NULL_CONTEXT_LENGTH;
+    if (!there)
+        return 0;
+    model = mem_zalloc(sizeof *model);
+    rc = model_config_load(dir, model, err);
+    if (!rc && model->vocab_size <= model->eos_count)
+        rc = err_set(err, ERR_INVALID, "every id of the vocabulary is an end id");
+    e->vocab_size = model->vocab_size;
+    e->context_length = model->context_length;
+    e->eos_count = model->eos_count;
+    memcpy(e->eos_ids, model->eos_ids, sizeof e->eos_ids);
+    if (e->eos_count)
+        qsort(e->eos_ids, e->eos_count, sizeof *e->eos_ids, compare_ids);
+    e->fingerprint = model->hash;
+    free(model);
+    return rc;
+}
+
+static void engine_null_free(struct engine **self)
+{
+    struct engine *e = *self;
+
+    if (!e)
+        return;
+    slots_fini(&e->slots);
+    free(e->results);
+    free(e->logprobs);
+    free(e->alternatives);
+    free(e);
+    *self = NULL;
+}
+
+static int load(const struct engine_config *config, struct engine **out, struct err *err)
+{
+    struct engine *e = mem_zalloc(sizeof *e);
+    int rc = read_config(e, config->model_dir, err);
+    uint32_t layout[3];
+
+    e->page_size = config->page_size;
+    if (config->context_length)
+        e->context_length = config->context_length;
+    layout[0] = config->tp_size;
+    layout[1] = e->page_size;
+    layout[2] = e->context_length;
+    e->fingerprint = XXH64(layout, sizeof layout, e->fingerprint);
+    e->fingerprint = XXH64(PHALANX_VERSION, strlen(PHALANX_VERSION), e->fingerprint);
+    if (rc)
+        engine_null_free(&e);
+    *out = e;
+    return rc;
+}
+
+static void info(const struct engine *e, struct engine_info *out)
+{
+    *out = (struct engine_info){
+        .device = "null",
+        .vocab_size = e->vocab_size,
+        .context_length = e->context_length,
+        .pages_max = NULL_POOL_TOKENS / e->page_size,
+        .fingerprint = e->fingerprint,
+        .eos_count = e->eos_count,
+    };
+    memcpy(out->eos_ids, e->eos_ids, sizeof e->eos_ids);
+}
+
+#define NULL_TOP_MAX 20
+
+static int kv_alloc(struct engine *e, uint32_t num_pages, uint32_t num_slots, uint32_t tokens_max,
+                    struct err *err)
+{
+    const struct slots_config config = {num_slots,  num_pages,         e->page_size,
+                                        tokens_max, e->context_length, e->vocab_size};
+
+    if (e->slots.views)
+        return err_set(err, ERR_PROTOCOL, "the KV pool is there already");
+    if (!num_pages || !num_slots || !tokens_max)
+        return err_set(err, ERR_PROTOCOL, "KV pool of %u pages, %u slots, %u tokens a step",
+                       num_pages, num_slots, tokens_max);
+    slots_init(&e->slots, &config);
+    e->results = mem_array(num_slots, sizeof *e->results);
+    e->logprobs = mem_array(num_slots, sizeof *e->logprobs);
+    e->alternatives = mem_array((size_t)num_slots * NULL_TOP_MAX, sizeof *e->alternatives);
+    return 0;
+}
+
+/* Log probabilities as made up as the tokens: alternative j has -(j + 1). */
+static void fill_logprob(struct engine *e, uint32_t i, uint32_t wanted)
+{
+    struct proto_sampled *r = &e->results[i];
+    struct proto_alternative *top = e->alternatives + (size_t)i * NULL_TOP_MAX;
+    uint32_t count = wanted < e->vocab_size ? wanted : e->vocab_size;
+
+    for (uint32_t j = 0; j < count; j++)
+        top[j] = (struct proto_alternative){.id = (r->id + j) % e->vocab_size, .logprob = -1.0 - j};
+    e->logprobs[i] =
+        (struct proto_logprob){.id = r->id, .logprob = -1.0, .top = top, .top_count = count};
+    r->logprob = &e->logprobs[i];
+    r->logprob_count = 1;
+}
+
+static int step(struct engine *e, const struct proto_step *step, struct engine_result *result,
+                struct err *err)
+{
+    uint32_t count = 0;
+    int rc;
+
+    if (!e->slots.views)
+        return err_set(err, ERR_PROTOCOL, "a step before the KV pool");
+    rc = slots_apply(&e->slots, step, err);
+    if (rc)
+        return rc;
+    for (uint32_t i = 0; i < step->rows_count; i++) {
+        const struct slot_view *view = &e->slots.views[step->rows[i].slot];
+
+        if (!step->rows[i].sample)
+            continue;
+        e->results[count] =
+            (struct proto_sampled){.slot = step->rows[i].slot,
+                                   .id = null_token(view->seed, view->generated - 1, e->vocab_size,
+                                                    e->eos_ids, e->eos_count)};
+        if (view->logprobs >= 0)
+            fill_logprob(e, count, (uint32_t)view->logprobs);
+        count++;
+    }
+    *result = (struct engine_result){.results = e->results, .count = count};
+    result->hash = slots_hash(step, e->results, count);
+    return 0;
+}
+
+extern const struct engine_kind engine_null;
+const struct engine_kind engine_null = {
+    .device = "null",
+    .load = load,
+    .info = info,
+    .kv_alloc = kv_alloc,
+    .step = step,
+    .free = engine_null_free,
+};

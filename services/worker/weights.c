@@ -1,0 +1,451 @@
+#include "services/worker/weights.h"
+
+#include "common/mem.h"
+#include "services/worker/dummy.h"
+#include "services/worker/progress.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define STAGING_BYTES (8u << 20)
+#define PARTS_MAX 3
+#define NAME_MAX_BYTES 128
+
+/* A block of one tensor of the checkpoint: `rows` of (full_rows, full_cols) from `row` on and
+ * `cols` columns from `col` on; it becomes the next `pad_rows` x `pad_cols` of the weight, zeros
+ * where there is none. full_rows == 0: one dimension (full_cols). */
+struct part {
+    char name[NAME_MAX_BYTES];
+    uint64_t full_rows, full_cols;
+    uint64_t row, rows, col, cols;
+    uint64_t pad_rows, pad_cols;
+};
+
+/* One weight of the device. Parts lie below each other, in a vector beside each other. */
+struct item {
+    struct weight **out;
+    enum weight_kind kind;
+    struct part parts[PARTS_MAX];
+    uint32_t part_count;
+};
+
+struct plan {
+    struct item *items;
+    uint32_t count;
+};
+
+int shard_init(struct shard *s, const struct model_config *c, uint32_t rank, uint32_t tp_size,
+               struct err *err)
+{
+    uint32_t vocab = (c->vocab_size + tp_size - 1) / tp_size;
+    uint64_t begin;
+
+    if (c->heads % tp_size)
+        return err_set(err, ERR_INVALID,
+                       "--tp-size %u does not divide the model's %u attention heads", tp_size,
+                       c->heads);
+    if (c->kv_heads % tp_size && tp_size % c->kv_heads)
+        return err_set(err, ERR_INVALID,
+                       "--tp-size %u neither divides the model's %u KV heads nor is a multiple",
+                       tp_size, c->kv_heads);
+    *s = (struct shard){.rank = rank, .tp_size = tp_size};
+    s->heads = c->heads / tp_size;
+    s->head_begin = rank * s->heads;
+    s->kv_heads = c->kv_heads >= tp_size ? c->kv_heads / tp_size : 1;
+    s->kv_head_begin = (uint32_t)((uint64_t)rank * c->kv_heads / tp_size);
+    s->intermediate = (c->intermediate + tp_size - 1) / tp_size;
+    begin = (uint64_t)rank * s->intermediate;
+    s->intermediate_begin = (uint32_t)(begin < c->intermediate ? begin : c->intermediate);
+    s->intermediate_real = c->intermediate - s->intermediate_begin;
+    if (s->intermediate_real > s->intermediate)
+        s->intermediate_real = s->intermediate;
+    begin = (uint64_t)rank * vocab;
+    s->vocab_begin = (uint32_t)(begin < c->vocab_size ? begin : c->vocab_size);
+    s->vocab_count = c->vocab_size - s->vocab_begin;
+    if (s->vocab_count > vocab)
+        s->vocab_count = vocab;
+    return 0;
+}
+
+/* ---- the plan ---- */
+
+static struct item *plan_item(struct plan *p, struct weight **out, enum weight_kind kind)
+{
+    struct item *item = &p->items[p->count++];
+
+    *item = (struct item){.out = out, .kind = kind};
+    return item;
+}
+
+/* The next part: rows of a (full_rows, cols) matrix. */
+static struct part *part_rows(struct item *item, uint64_t full_rows, uint64_t cols, uint64_t row,
+                              uint64_t rows)
+{
+    struct part *p = &item->parts[item->part_count++];
+
+    *p = (struct part){.full_rows = full_rows,
+                       .full_cols = cols,
+                       .row = row,
+                       .rows = rows,
+                       .cols = cols,
+                       .pad_rows = rows,
+                       .pad_cols = cols};
+    return p;
+}
+
+/* The next part: columns of a (rows, full_cols) matrix; rows == 0: elements of a vector. */
+static struct part *part_cols(struct item *item, uint64_t rows, uint64_t full_cols, uint64_t col,
+                              uint64_t cols)
+{
+    struct part *p = &item->parts[item->part_count++];
+
+    *p = (struct part){.full_rows = rows,
+                       .full_cols = full_cols,
+                       .rows = rows ? rows : 1,
+                       .col = col,
+                       .cols = cols,
+                       .pad_rows = rows ? rows : 1,
+                       .pad_cols = cols};
+    return p;
+}
+
+static void part_name(struct part *p, uint32_t layer, const char *suffix)
+{
+    (void)snprintf(p->name, sizeof p->name, "model.layers.%u.%s", layer, suffix);
+}
+
+static void plan_vector(struct plan *p, struct weight **out, uint32_t layer, const char *suffix,
+                        uint32_t cols)
+{
+    part_name(part_cols(plan_item(p, out, WEIGHT_VECTOR), 0, cols, 0, cols), layer, suffix);
+}
+
+static void plan_qkv(struct plan *p, struct layer_weights *w, uint32_t layer,
+                     const struct model_config *c, const struct shard *s)
+{
+    static const char *const names[] = {"q_proj", "k_proj", "v_proj"};
+    struct item *qkv = plan_item(p, &w->qkv, WEIGHT_MATRIX);
+    struct item *bias = c->qkv_bias ? plan_item(p, &w->qkv_bias, WEIGHT_VECTOR) : NULL;
+    char suffix[64];
+
+    for (int i = 0; i < 3; i++) {
+        uint64_t d = c->head_dim;
+        uint64_t full = d * (i ? c->kv_heads : c->heads);
+        uint64_t row = d * (i ? s->kv_head_begin : s->head_begin);
+        uint64_t rows = d * (i ? s->kv_heads : s->heads);
+
+        (void)snprintf(suffix, sizeof suffix, "self_attn.%s.weight", names[i]);
+        part_name(part_rows(qkv, full, c->hidden, row, rows), layer, suffix);
+        if (!bias)
+            continue;
+        (void)snprintf(suffix, sizeof suffix, "self_attn.%s.bias", names[i]);
+        part_name(part_cols(bias, 0, full, row, rows), layer, suffix);
+    }
+}
+
+static void plan_mlp(struct plan *p, struct layer_weights *w, uint32_t layer,
+                     const struct model_config *c, const struct shard *s)
+{
+    struct item *gate_up = plan_item(p, &w->gate_up, WEIGHT_GATE_UP);
+    struct item *down = plan_item(p, &w->down, WEIGHT_MATRIX);
+    struct part *part;
+
+    for (int i = 0; i < 2; i++) {
+        part = part_rows(gate_up, c->intermediate, c->hidden, s->intermediate_begin,
+                         s->intermediate_real);
+        part->pad_rows = s->intermediate;
+        part_name(part, layer, i ? "mlp.up_proj.weight" : "mlp.gate_proj.weight");
+    }
+    part = part_cols(down, c->hidden, c->intermediate, s->intermediate_begin, s->intermediate_real);
+    part->pad_cols = s->intermediate;
+    part_name(part, layer, "mlp.down_proj.weight");
+}
+
+static void plan_layer(struct plan *p, struct layer_weights *w, uint32_t layer,
+                       const struct model_config *c, const struct shard *s)
+{
+    struct item *o;
+
+    plan_vector(p, &w->input_norm, layer, "input_layernorm.weight", c->hidden);
+    plan_qkv(p, w, layer, c, s);
+    if (c->kind->qk_norm) {
+        plan_vector(p, &w->q_norm, layer, "self_attn.q_norm.weight", c->head_dim);
+        plan_vector(p, &w->k_norm, layer, "self_attn.k_norm.weight", c->head_dim);
+    }
+    o = plan_item(p, &w->o, WEIGHT_MATRIX);
+    part_name(part_cols(o, c->hidden, (uint64_t)c->heads * c->head_dim,
+                        (uint64_t)s->head_begin * c->head_dim, (uint64_t)s->heads * c->head_dim),
+              layer, "self_attn.o_proj.weight");
+    plan_vector(p, &w->post_norm, layer, "post_attention_layernorm.weight", c->hidden);
+    plan_mlp(p, w, layer, c, s);
+}
+
+#define ITEMS_PER_LAYER 9
+#define ITEMS_BESIDE_LAYERS 3
+
+static void plan_make(struct plan *p, struct weights *w, const struct model_config *c,
+                      const struct shard *s)
+{
+    struct part *part;
+
+    p->items =
+        mem_array((size_t)c->layers * ITEMS_PER_LAYER + ITEMS_BESIDE_LAYERS, sizeof *p->items);
+    part = part_rows(plan_item(p, &w->embed, WEIGHT_EMBED), c->vocab_size, c->hidden,
+                     s->vocab_begin, s->vocab_count);
+    (void)snprintf(part->name, sizeof part->name, "model.embed_tokens.weight");
+    for (uint32_t i = 0; i < c->layers; i++)
+        plan_layer(p, &w->layers[i], i, c, s);
+    part = part_cols(plan_item(p, &w->norm, WEIGHT_VECTOR), 0, c->hidden, 0, c->hidden);
+    (void)snprintf(part->name, sizeof part->name, "model.norm.weight");
+    if (c->tied)
+        return;
+    part = part_rows(plan_item(p, &w->lm_head, WEIGHT_MATRIX), c->vocab_size, c->hidden,
+                     s->vocab_begin, s->vocab_count);
+    (void)snprintf(part->name, sizeof part->name, "lm_head.weight");
+}
+
+/* ---- loading ---- */
+
+struct loader {
+    const struct weights_config *config;
+    const struct ops *ops;
+    struct device *device;
+    char *staging;
+    struct progress progress;
+};
+
+static int plan_check(const struct plan *p, const struct safetensors *s, uint64_t *bytes,
+                      struct err *err)
+{
+    const struct tensor *t;
+
+    *bytes = 0;
+    for (uint32_t i = 0; i < p->count; i++) {
+        for (uint32_t j = 0; j < p->items[i].part_count; j++) {
+            const struct part *part = &p->items[i].parts[j];
+            uint64_t size = sizeof(float);
+            int rc =
+                s ? safetensors_expect(s, part->name, part->full_rows, part->full_cols, &t, err)
+                  : 0;
+
+            if (rc)
+                return rc;
+            if (s)
+                size = dtype_size(t->dtype);
+            *bytes += part->rows * part->cols * size;
+        }
+    }
+    return 0;
+}
+
+/* Biases on o_proj exist in the format; none of the operations adds one, so they must be zero. */
+static int check_o_bias(const struct weights_config *w, struct err *err)
+{
+    const struct model_config *c = w->model;
+    const struct tensor *t;
+    char name[NAME_MAX_BYTES];
+    char *data;
+    int rc = 0;
+
+    if (!c->o_bias || !w->checkpoint)
+        return 0;
+    data = mem_alloc((size_t)c->hidden * sizeof(float));
+    for (uint32_t i = 0; i < c->layers && !rc; i++) {
+        size_t bytes;
+
+        (void)snprintf(name, sizeof name, "model.layers.%u.self_attn.o_proj.bias", i);
+        if (!safetensors_find(w->checkpoint, name))
+            continue;
+        rc = safetensors_expect(w->checkpoint, name, 0, c->hidden, &t, err);
+        if (!rc)
+            rc = safetensors_read(w->checkpoint, t, 0, 1, 0, c->hidden, data, err);
+        bytes = rc ? 0 : (size_t)c->hidden * dtype_size(t->dtype);
+        for (size_t b = 0; b < bytes && !rc; b++)
+            if (data[b])
+                rc = err_set(err, ERR_UNSUPPORTED,
+                             "attention_bias: a bias on o_proj (%s) is not "
+                             "supported",
+                             name);
+    }
+    free(data);
+    return rc;
+}
+
+static float dummy_scale(const struct part *p)
+{
+    return p->full_rows ? 1.0f / sqrtf((float)p->full_cols) : 0.02f;
+}
+
+/* `rows` rows of a part (from its row `first` on) to the staging area, as the source has them. */
+static int part_read(struct loader *l, const struct part *p, const struct tensor *t, uint64_t first,
+                     uint64_t rows, struct err *err)
+{
+    bool norm = strstr(p->name, "norm.weight") != NULL;
+
+    if (t)
+        return safetensors_read(l->config->checkpoint, t, p->row + first, rows, p->col, p->cols,
+                                l->staging, err);
+    dummy_fill(p->name, p->full_cols, p->row + first, rows, p->col, p->cols, norm ? 1 : 0,
+               dummy_scale(p), (float *)(void *)l->staging);
+    return 0;
+}
+
+/* Spreads rows of `cols` elements to `pad_cols`, zeros at the end of each; from the last row on, so
+ * that nothing is overwritten before it has moved. */
+static void rows_pad(char *data, uint64_t rows, uint64_t bytes, uint64_t pad_bytes)
+{
+    if (bytes == pad_bytes)
+        return;
+    for (uint64_t i = rows; i-- > 0;) {
+        memmove(data + i * pad_bytes, data + i * bytes, bytes);
+        memset(data + i * pad_bytes + bytes, 0, pad_bytes - bytes);
+    }
+}
+
+static int part_load(struct loader *l, struct weight *w, const struct part *p, uint64_t row,
+                     struct err *err)
+{
+    const struct tensor *t =
+        l->config->checkpoint ? safetensors_find(l->config->checkpoint, p->name) : NULL;
+    enum dtype dtype = t ? t->dtype : DTYPE_F32;
+    uint64_t size = dtype_size(dtype);
+    uint64_t chunk = STAGING_BYTES / (p->pad_cols * size);
+    int rc = 0;
+
+    if (chunk == 0)
+        chunk = 1;
+    for (uint64_t first = 0; first < p->pad_rows && !rc; first += chunk) {
+        uint64_t rows = p->pad_rows - first < chunk ? p->pad_rows - first : chunk;
+        uint64_t real = first >= p->rows ? 0 : p->rows - first < rows ? p->rows - first : rows;
+
+        if (real)
+            rc = part_read(l, p, t, first, real, err);
+        if (rc)
+            return rc;
+        rows_pad(l->staging, real, p->cols * size, p->pad_cols * size);
+        memset(l->staging + real * p->pad_cols * size, 0, (rows - real) * p->pad_cols * size);
+        rc = l->ops->weight_write(l->device, w, (uint32_t)(row + first), (uint32_t)rows, l->staging,
+                                  dtype, err);
+        progress_add(&l->progress, real * p->cols * size);
+    }
+    return rc;
+}
+
+/* The parts of a vector lie beside each other in one row: gathered before the one write. */
+static int vector_load(struct loader *l, struct weight *w, const struct item *item, uint64_t cols,
+                       struct err *err)
+{
+    float *row = mem_array(cols, sizeof *row);
+    char *at = (char *)row;
+    enum dtype dtype = DTYPE_F32;
+    int rc = 0;
+
+    for (uint32_t i = 0; i < item->part_count && !rc; i++) {
+        const struct part *p = &item->parts[i];
+        const struct tensor *t =
+            l->config->checkpoint ? safetensors_find(l->config->checkpoint, p->name) : NULL;
+
+        if (t && i && t->dtype != dtype)
+            rc = err_set(err, ERR_UNSUPPORTED, "tensor %s: type %s, others of its group differ",
+                         p->name, t->type);
+        dtype = t ? t->dtype : DTYPE_F32;
+        if (!rc)
+            rc = part_read(l, p, t, 0, 1, err);
+        if (rc)
+            break;
+        memcpy(at, l->staging, p->cols * dtype_size(dtype));
+        at += p->cols * dtype_size(dtype);
+        progress_add(&l->progress, p->cols * dtype_size(dtype));
+    }
+    if (!rc)
+        rc = l->ops->weight_write(l->device, w, 0, 1, row, dtype, err);
+    free(row);
+    return rc;
+}
+
+static int item_dtype(const struct loader *l, const struct item *item, enum dtype *out,
+                      struct err *err)
+{
+    const struct tensor *t =
+        l->config->checkpoint ? safetensors_find(l->config->checkpoint, item->parts[0].name) : NULL;
+
+    return model_dtype(l->config->dtype, t ? t->dtype : l->config->model->dtype, out, err);
+}
+
+static int item_load(struct loader *l, const struct item *item, struct err *err)
+{
+    uint64_t rows = 0, cols = 0;
+    enum dtype dtype;
+    int rc = item_dtype(l, item, &dtype, err);
+
+    if (rc)
+        return rc;
+    for (uint32_t i = 0; i < item->part_count; i++) {
+        rows += item->parts[i].pad_rows;
+        cols =
+            item->kind == WEIGHT_VECTOR ? cols + item->parts[i].pad_cols : item->parts[i].pad_cols;
+    }
+    if (item->kind == WEIGHT_VECTOR)
+        rows = 1;
+    rc = l->ops->weight_new(l->device, item->kind, dtype, (uint32_t)rows, (uint32_t)cols, item->out,
+                            err);
+    if (rc)
+        return rc;
+    if (item->kind == WEIGHT_VECTOR)
+        rc = vector_load(l, *item->out, item, cols, err);
+    rows = 0;
+    for (uint32_t i = 0; item->kind != WEIGHT_VECTOR && i < item->part_count && !rc; i++) {
+        rc = part_load(l, *item->out, &item->parts[i], rows, err);
+        rows += item->parts[i].pad_rows;
+    }
+    return rc ? rc : l->ops->weight_done(l->device, *item->out, err);
+}
+
+static uint64_t plan_staging_bytes(const struct plan *p)
+{
+    uint64_t most = STAGING_BYTES;
+
+    for (uint32_t i = 0; i < p->count; i++)
+        for (uint32_t j = 0; j < p->items[i].part_count; j++)
+            if (p->items[i].parts[j].pad_cols * sizeof(float) > most)
+                most = p->items[i].parts[j].pad_cols * sizeof(float);
+    return most;
+}
+
+int weights_load(const struct weights_config *config, const struct ops *ops, struct device *device,
+                 struct weights *out, struct err *err)
+{
+    struct loader l = {.config = config, .ops = ops, .device = device};
+    struct plan plan = {0};
+    uint64_t bytes;
+    int rc;
+
+    *out = (struct weights){.layers = mem_array(config->model->layers, sizeof *out->layers)};
+    plan_make(&plan, out, config->model, config->shard);
+    rc = plan_check(&plan, config->checkpoint, &bytes, err);
+    if (!rc)
+        rc = check_o_bias(config, err);
+    if (rc)
+        goto out;
+    l.staging = mem_alloc(plan_staging_bytes(&plan));
+    progress_init(&l.progress, "Loading weights", bytes, config->progress);
+    for (uint32_t i = 0; i < plan.count && !rc; i++)
+        rc = item_load(&l, &plan.items[i], err);
+    progress_end(&l.progress);
+    if (config->model->tied)
+        out->lm_head = out->embed;
+out:
+    free(l.staging);
+    free(plan.items);
+    if (rc)
+        weights_fini(out);
+    return rc;
+}
+
+void weights_fini(struct weights *w)
+{
+    free(w->layers);
+    *w = (struct weights){0};
+}
