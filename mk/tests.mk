@@ -36,7 +36,7 @@ $(TESTS)/$(notdir $(1:%.c=%)): $(1) $(ARCHIVES) | $(BUILD)/inc/tests
 endef
 $(foreach c,$(CLI_SRC),$(eval $(call cli,$(c))))
 
-.PHONY: tests-build test test-unit test-fuzz test-python
+.PHONY: tests-build test test-unit test-fuzz test-python test-integration
 tests-build: all $(UNIT_BIN) $(FUZZ_BIN) $(CLI_BIN)
 
 test-unit: all $(UNIT_BIN)
@@ -50,6 +50,9 @@ PYTEST_PATHS ?= tests/integration tests/golden
 test-python: test-deps all $(CLI_BIN)
 	$(Q)PHALANX_BIN=$(abspath $(BIN)) PHALANX_TESTS_BIN=$(abspath $(TESTS)) PHALANX_VARIANT=$(VARIANT) \
 		$(O)/venv/bin/python -m pytest -q -p no:cacheprovider $(PYTEST_PATHS) $(PYTEST_ARGS)
+
+test-integration:
+	$(Q)$(MAKE) --no-print-directory test-python PYTEST_PATHS=tests/integration
 
 test: test-deps
 	$(Q)$(MAKE) --no-print-directory test-unit test-fuzz test-python
