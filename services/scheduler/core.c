@@ -250,5 +250,7 @@ void scheduler_stats(const struct scheduler *s, struct scheduler_stats *out)
         .generation_tokens = s->generation_tokens,
         .surplus_tokens = s->surplus_tokens,
         .steps = s->applied,
+        .prefix_queries = s->prefix_queries,
+        .prefix_hits = s->prefix_hits,
     };
 }

@@ -77,6 +77,8 @@ struct scheduler_stats {
     uint64_t generation_tokens; /* handed out so far */
     uint64_t surplus_tokens;    /* dropped: their sequence had ended */
     uint64_t steps;             /* applied so far */
+    uint64_t prefix_queries;    /* prompt tokens of the sequences that started */
+    uint64_t prefix_hits;       /* of these, found in the cache */
 };
 
 struct scheduler;

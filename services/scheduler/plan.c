@@ -109,6 +109,8 @@ static void plan_start(struct scheduler *s, struct step *step, uint32_t *left, i
         sequence_start(seq, s->slots[--s->slots_count], pages);
         DL_APPEND(s->prefill, seq);
         s->running++;
+        s->prefix_queries += seq->prompt_count;
+        s->prefix_hits += seq->cached;
         step->queue_us[m->opened_count] = now_us - seq->arrived_us;
         m->opened[m->opened_count++] = (struct proto_slot_open){
             .slot = seq->slot,

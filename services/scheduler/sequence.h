@@ -27,6 +27,7 @@ struct sequence {
     enum sequence_state state;
     uint32_t *tokens; /* known ones: the prompt, then `generated` */
     uint32_t prompt_count;
+    uint32_t cached; /* prompt tokens that were computed before it came */
     uint32_t generated;
     uint32_t planned;   /* tokens after the prompt, with those that steps in flight will choose */
     uint32_t computed;  /* positions computed, with those of steps in flight */

@@ -37,6 +37,8 @@ struct scheduler {
     uint64_t prompt_tokens;
     uint64_t generation_tokens;
     uint64_t surplus_tokens;
+    uint64_t prefix_queries;
+    uint64_t prefix_hits;
 };
 
 static inline struct step *scheduler_step_at(struct scheduler *s, uint64_t number)

@@ -1,0 +1,29 @@
+/* The scheduler's process: the core between tokenizers and workers. */
+#ifndef PHALANX_SCHEDULER_SERVICE_H
+#define PHALANX_SCHEDULER_SERVICE_H
+
+#include "common/err.h"
+
+#include <stdint.h>
+
+struct service_config {
+    const char *name;
+    const char *scheduler_endpoint; /* bound for tokenizers */
+    const char *worker_endpoint;    /* bound for workers */
+    uint32_t tp_size;
+    uint32_t slots_max;
+    uint32_t queued_max;
+    int32_t prefill_tokens_max;
+    uint32_t page_size;
+    uint32_t num_pages; /* 0: what every rank has room for */
+    const char *policy;
+    double heartbeat_timeout_s;
+    double step_timeout_s;
+    uint64_t epoch;
+};
+
+/* Serves until SIGTERM or SIGINT (0) or until a rank or the start fails (negative, err says why).
+ * The strings of config must live as long. */
+int service_run(const struct service_config *config, struct err *err);
+
+#endif
