@@ -34,9 +34,29 @@ static int check_ids(const struct scheduler_config *config, const uint32_t *ids,
     return 0;
 }
 
+static int check_count(uint32_t count, uint32_t high, const char *field,
+                       struct scheduler_refusal *refusal, struct err *err)
+{
+    if (count > high)
+        return err_set(err, refuse(refusal, field), "%s: %u entries, at most %u", field, count,
+                       high);
+    return 0;
+}
+
+static int check_stop_ids(const struct scheduler_config *config, const struct proto_sampling *s,
+                          struct scheduler_refusal *refusal, struct err *err)
+{
+    if (check_count(s->stop_token_ids_count, LIMIT_STOP_IDS, "stop_token_ids", refusal, err))
+        return ERR_INVALID;
+    return check_ids(config, s->stop_token_ids, s->stop_token_ids_count, "stop_token_ids", refusal,
+                     err);
+}
+
 static int check_bias(const struct scheduler_config *config, const struct proto_sampling *s,
                       struct scheduler_refusal *refusal, struct err *err)
 {
+    if (check_count(s->logit_bias_count, LIMIT_BIASES, "logit_bias", refusal, err))
+        return ERR_INVALID;
     for (uint32_t i = 0; i < s->logit_bias_count; i++) {
         const struct proto_bias *bias = &s->logit_bias[i];
 
@@ -62,6 +82,8 @@ static int check_prompt(const struct scheduler_config *config,
                        "for the output",
                        request->prompt_count, config->context_length);
     }
+    if (check_count(request->prompt_count, LIMIT_PROMPT_IDS, "prompt", refusal, err))
+        return ERR_INVALID;
     return check_ids(config, request->prompt, request->prompt_count, "prompt", refusal, err);
 }
 
@@ -105,9 +127,7 @@ int admission_check(const struct scheduler_config *config, const struct schedule
     *refusal = (struct scheduler_refusal){"", ""};
     *resolved = *s;
     if ((rc = check_prompt(config, request, refusal, err)) ||
-        (rc = check_sampling(s, refusal, err)) ||
-        (rc = check_ids(config, s->stop_token_ids, s->stop_token_ids_count, "stop_token_ids",
-                        refusal, err)) ||
+        (rc = check_sampling(s, refusal, err)) || (rc = check_stop_ids(config, s, refusal, err)) ||
         (rc = check_bias(config, s, refusal, err)))
         return rc;
     return resolve_lengths(config, request->prompt_count, resolved, refusal, err);

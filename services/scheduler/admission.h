@@ -4,6 +4,11 @@
 
 #include "services/scheduler/core.h"
 
+#define COUNT(NAME, high, what) NAME = (high),
+enum admission_limit {
+#include "proto/limits.def"
+};
+
 /* Checks a request against proto/limits.def and the configuration. On success *resolved is the
  * request's sampling (arrays borrowed) with max_tokens >= 1: the asked number, or what fits into
  * context and pool when none was asked for, and never more than the context holds; and

@@ -47,6 +47,8 @@ static void budget_init(struct scheduler *s)
 
     if (prefill > pool)
         prefill = pool;
+    if (prefill > LIMIT_PROMPT_IDS)
+        prefill = LIMIT_PROMPT_IDS; /* no prompt is longer; bounds the STEP message */
     /* A full batch of decode rows leaves room for a page of some prompt, so that prompts go on
      * where the budget is smaller than the batch. Uncut prompts need theirs beside the batch. */
     least = c->prefill_tokens_max < 0 || prefill < c->page_size ? prefill : c->page_size;

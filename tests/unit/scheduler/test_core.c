@@ -342,6 +342,30 @@ static void test_context_bounds(void **state)
     scheduler_free(&s);
 }
 
+static void test_longest_prompt(void **state)
+{
+    struct scheduler_config c = config_default();
+    struct proto_sampling sampling = sampling_default(1);
+    struct scheduler_refusal refusal;
+    const struct scheduler_step *step;
+    struct err err = {0};
+    struct scheduler *s;
+
+    (void)state;
+    c.context_length = 16777216;
+    c.num_pages = 4194304;
+    c.prefill_tokens_max = -1;
+    s = make(&c);
+    assert_int_equal(admit_sampling(s, 1, 1, 1048577, &sampling, &refusal, &err), ERR_INVALID);
+    assert_string_equal(refusal.param, "prompt");
+    admit(s, 1, 1048576, 1);
+    step = scheduler_plan(s, 0);
+    assert_non_null(step);
+    assert_int_equal(step->message.rows[0].count, 1048576);
+    assert_true(step->message.rows[0].sample);
+    scheduler_free(&s);
+}
+
 static void test_pool_bounds(void **state)
 {
     struct scheduler_config c = config_default();
@@ -470,7 +494,14 @@ static void test_request_checks(void **state)
     p.logit_bias_count = 2;
     assert_int_equal(admit_sampling(s, 1, 1, 3, &p, &refusal, &err), ERR_INVALID);
     assert_string_equal(refusal.param, "logit_bias");
+    p.logit_bias_count = 1025;
+    assert_int_equal(admit_sampling(s, 1, 1, 3, &p, &refusal, &err), ERR_INVALID);
+    assert_string_equal(refusal.param, "logit_bias");
     p.logit_bias_count = 1;
+    p.stop_token_ids_count = 129;
+    assert_int_equal(admit_sampling(s, 1, 1, 3, &p, &refusal, &err), ERR_INVALID);
+    assert_string_equal(refusal.param, "stop_token_ids");
+    p.stop_token_ids_count = 1;
     bias[0].value = NAN;
     assert_int_equal(admit_sampling(s, 1, 1, 3, &p, &refusal, &err), ERR_INVALID);
     bias[0].value = -100;
@@ -692,6 +723,7 @@ int main(void)
         cmocka_unit_test(test_budget_below_batch),
         cmocka_unit_test(test_whole_prompts),
         cmocka_unit_test(test_context_bounds),
+        cmocka_unit_test(test_longest_prompt),
         cmocka_unit_test(test_pool_bounds),
         cmocka_unit_test(test_fcfs_holds_the_line),
         cmocka_unit_test(test_queue_bound),
