@@ -1,5 +1,5 @@
 #!/bin/sh
-# Installs what is missing, by name, through apt: install-deps.sh build|test|lint|cover...
+# Installs what is missing, by name, through apt: install-deps.sh build|test|lint|fuzz|cover ...
 # Each row below is a check and the packages that satisfy it, the first one that apt knows is taken
 # (names differ between Debian 12 and later releases). Root is asked for only when something is
 # missing.
@@ -46,9 +46,6 @@ ROWS
         ;;
     cover)
         echo "cmd:gcovr gcovr"
-        ;;
-    bundle)
-        echo "cmd:patchelf patchelf"
         ;;
     *)
         echo "install-deps.sh: unknown group $1" >&2
