@@ -1,0 +1,132 @@
+/* The beginning of a call: from a request's body to GENERATE messages. */
+#include "services/gateway/call.h"
+
+#include "common/log.h"
+#include "common/mem.h"
+#include "services/gateway/reply.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static int call_send(struct call *call, const struct params *params, uint32_t part,
+                     struct problem *problem)
+{
+    struct backend *b = &call->gw->backend;
+    const struct prompt *prompt = &params->prompts[part];
+    struct proto_generate g = params->generate;
+    struct err err = {0};
+    uint64_t rid = ++b->rid;
+
+    g.kind = params->messages.len ? PROMPT_CHAT : prompt->ids ? PROMPT_IDS : PROMPT_TEXT;
+    g.text = prompt->text;
+    g.ids = prompt->ids;
+    g.ids_count = prompt->ids_count;
+    g.trace_id = proto_str(call->conn->trace);
+    switch (bus_send(b->peer, PROTO_GENERATE, rid, &g, &err)) {
+    case 0:
+        call->parts[part].rid = rid;
+        pending_put(&b->pending, rid, call, part);
+        return 0;
+    case ERR_LIMIT:
+        return problem_set(problem, 400, "invalid_value", NULL, "%s", err.msg);
+    case ERR_BUSY:
+        return problem_set(problem, 429, "queue_full", NULL, "too many requests are waiting");
+    default:
+        return problem_set(problem, 503, NULL, NULL, "the request could not be passed on: %s",
+                           err.msg);
+    }
+}
+
+/* Bound of what is accepted: what runs and what may wait. */
+static int call_admit(const struct gateway *gw, const struct params *params,
+                      struct problem *problem)
+{
+    size_t wanted = params->prompts_count * params->generate.n;
+    size_t bound = (size_t)gw->queued_max + gw->backend.max_running;
+
+    if (wanted > bound)
+        return problem_set(
+            problem, 400, "too_many_choices", "n",
+            "the request asks for %zu choices: this server takes at most %zu at once", wanted,
+            bound);
+    if (gw->choices_open + wanted > bound)
+        return problem_set(problem, 429, "queue_full", NULL,
+                           "%zu choices are being generated or wait: the limit is %zu",
+                           gw->choices_open, bound);
+    return 0;
+}
+
+static struct call *call_new(struct conn *c, const struct dialect *dialect,
+                             const struct params *params)
+{
+    struct gateway *gw = c->gw;
+    struct call *call = mem_zalloc(sizeof *call);
+    int64_t us_max = dialect->probe ? HTTP_PROBE_MS_MAX * INT64_C(1000) : gw->request_us_max;
+    char id[48];
+
+    if (params->rid)
+        (void)snprintf(id, sizeof id, "%.47s", params->rid);
+    else
+        (void)snprintf(id, sizeof id, "%s%016llx%08x", dialect->id_prefix,
+                       (unsigned long long)gateway_random(gw), (unsigned)gateway_random(gw));
+    call_init(call, dialect, params, id, gw->model, gw->fingerprint);
+    call->gw = gw;
+    call->conn = c;
+    call->deadline_us = call->started_us + us_max;
+    c->call = call;
+    gw->calls_count++;
+    gw->choices_open += call->open;
+    metric_set(&gw->metrics, METRIC_REQUESTS_IN_FLIGHT, (double)gw->calls_count);
+    return call;
+}
+
+void call_start(struct conn *c, const struct dialect *dialect, struct params *params)
+{
+    struct problem problem = {0};
+    struct call *call;
+
+    if (call_admit(c->gw, params, &problem)) {
+        reply_problem(c, &problem);
+        return;
+    }
+    call = call_new(c, dialect, params);
+    for (uint32_t i = 0; i < call->parts_count; i++) {
+        if (call_send(call, params, i, &problem)) {
+            call_fail(call, &problem);
+            return;
+        }
+    }
+    conn_request_release(c);
+}
+
+static int body_parse(struct conn *c, json_t **body, struct problem *problem)
+{
+    const struct buf *text = &c->http.body;
+    struct err err = {0};
+
+    if (!text->len)
+        return problem_set(problem, 400, NULL, NULL, "the body is empty: must be a JSON object");
+    if (json_parse(text->data, text->len, HTTP_JSON_DEPTH_MAX, body, &err))
+        return problem_set(problem, 400, "invalid_json", NULL, "%s", err.msg);
+    return 0;
+}
+
+void call_serve(struct conn *c, const struct dialect *dialect)
+{
+    struct problem problem = {0};
+    struct params params = {0};
+    json_t *body = NULL;
+    const char *why;
+
+    if (!backend_ready(&c->gw->backend, &why))
+        (void)problem_set(&problem, 503, "not_ready", NULL, "the server is not ready: %s", why);
+    else if (!body_parse(c, &body, &problem))
+        (void)params_parse(&dialect->params, &c->gw->context, body, &params, &problem);
+    if (problem.status)
+        reply_problem(c, &problem);
+    else
+        call_start(c, dialect, &params);
+    params_fini(&params);
+    json_decref(body);
+}
