@@ -77,12 +77,15 @@ $(BUILD)/obj/%.o: %.cc
 	@mkdir -p $(@D)
 	$(Q)$(CXX) $(CPPFLAGS_ALL) $(INC) $(CXXFLAGS_ALL) -MMD -MP -c $< -o $@
 
+# Bundles carry their libraries in ../lib. A DT_RPATH, since a RUNPATH does not reach what those
+# libraries need in turn.
+RUN_PATH := -Wl,--disable-new-dtags,-rpath,'$$ORIGIN/../lib'
 ARCHIVES_OF = $(BUILD)/lib$(1).a $(if $(filter worker,$(1)),$(BUILD)/libkernels.a) $(BUILD)/libproto.a $(BUILD)/libcommon.a
 define program
 $(BIN)/$(1): $(BUILD)/obj/$$(DIR_$$(PROGRAM_LIB_$(1)))/main.o $$(call ARCHIVES_OF,$$(PROGRAM_LIB_$(1)))
 	$$(call say,LD,$$@)
 	@mkdir -p $$(@D)
-	$$(Q)$$(CC) $$(LDFLAGS_ALL) -pie $$^ $$(LIBS_ALL) -o $$@
+	$$(Q)$$(CC) $$(LDFLAGS_ALL) $$(RUN_PATH) -pie $$^ $$(LIBS_ALL) -o $$@
 endef
 $(foreach p,$(PROGRAMS),$(eval $(call program,$(p))))
 
