@@ -11,6 +11,10 @@
 
 #define JOIN_ANSWER_MS 1000 /* no WELCOME for so long: try by a new connection */
 #define JOIN_SPACING_MS 100 /* between connections */
+/* A link whose connections break at once so many times in a row, and nothing gets through, is
+ * down: its first message may be one that the other side will never take. */
+#define JOINS_IDLE_MAX 10
+#define JOIN_SHORT_MS 1000
 
 #ifndef PHALANX_VERSION
 #define PHALANX_VERSION "0.0.0"
@@ -98,6 +102,18 @@ void join_tick(struct bus *bus, int64_t now_ms)
         join_again(bus, 0);
 }
 
+/* False: the link goes on in name only. */
+static bool join_progress(struct bus_peer *peer, uint64_t received)
+{
+    const uint64_t progress = received + peer->link.received;
+    const int64_t now = bus_now_ms();
+    if (progress != peer->progress || now - peer->joined_ms > JOIN_SHORT_MS)
+        peer->joins_idle = 0;
+    peer->progress = progress;
+    peer->joined_ms = now;
+    return ++peer->joins_idle <= JOINS_IDLE_MAX;
+}
+
 void join_welcome(struct bus *bus, const struct proto_welcome *w)
 {
     struct bus_peer *peer = bus->peers;
@@ -130,6 +146,8 @@ void join_welcome(struct bus *bus, const struct proto_welcome *w)
     join_enter(bus, JOIN_DONE);
     if (!peer_attach(peer, w->received))
         peer_broken(peer, "WELCOME acknowledges what was never sent");
+    else if (!join_progress(peer, w->received))
+        peer_broken(peer, "connections break and nothing gets through");
     else if (fresh)
         bus->on.on_up(bus->ctx, peer);
 }

@@ -27,6 +27,11 @@ struct bus_peer {
     bool attached;          /* there is a connection that said HELLO */
     bool down;              /* nothing is sent any more; freed when on_down returns */
     int64_t heard_ms;
+
+    /* Connecting side: joins in a row after which nothing came through in either direction. */
+    unsigned joins_idle;
+    uint64_t progress;
+    int64_t joined_ms;
 };
 
 /* Where the connecting side stands with its one connection. */
