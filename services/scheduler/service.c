@@ -449,7 +449,7 @@ static void check_step_timeout(struct service *s, int64_t now_us)
         now_us - round->sent_us < (int64_t)(s->config->step_timeout_s * 1e6))
         return;
     (void)err_set(s->err, ERR_TIMEOUT,
-                  "step %" PRIu64 " is without a result after %.0f s; missing of rank %s",
+                  "step %" PRIu64 " is without a result after %g s; missing of rank %s",
                   round->step, s->config->step_timeout_s,
                   group_missing(&s->group, round->done, missing, sizeof missing));
     service_fail(s);
