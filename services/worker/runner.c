@@ -1,0 +1,137 @@
+#include "services/worker/runner.h"
+
+#include "common/clock.h"
+#include "common/log.h"
+
+#include <errno.h>
+#include <string.h>
+#include <time.h>
+
+static double megabytes(uint64_t bytes)
+{
+    return (double)bytes / 1e6;
+}
+
+static int runner_load(struct runner *r, struct err *err)
+{
+    int64_t start_us = clock_mono_us();
+    struct engine_info info;
+    struct proto_loaded loaded;
+    int rc = r->kind->load(&r->config, &r->engine, err);
+
+    if (rc)
+        return rc;
+    r->kind->info(r->engine, &info);
+    log_say("Rank %u: weights %.1f MB in %.2f s, room for %u KV pages of %u tokens (%s)",
+            r->config.rank, megabytes(info.weight_bytes),
+            (double)(clock_mono_us() - start_us) / 1e6, info.pages_max, r->config.page_size,
+            info.device);
+    loaded = (struct proto_loaded){
+        .rank = r->config.rank,
+        .tp_size = r->config.tp_size,
+        .vocab_size = info.vocab_size,
+        .context_length = info.context_length,
+        .pages_max = info.pages_max,
+        .page_size = r->config.page_size,
+        .page_bytes = info.page_bytes,
+        .weight_bytes = info.weight_bytes,
+        .fingerprint = info.fingerprint,
+        .eos_ids = info.eos_ids,
+        .eos_ids_count = info.eos_count,
+        .device = proto_str(info.device),
+    };
+    return mailbox_push(r->out, PROTO_LOADED, &loaded, err);
+}
+
+static int runner_kv_alloc(struct runner *r, const struct proto_kv_alloc *m, struct err *err)
+{
+    struct engine_info info;
+    struct proto_kv_ready ready = {.rank = r->config.rank};
+    int rc = r->kind->kv_alloc(r->engine, m->num_pages, m->num_slots, m->tokens_max, err);
+
+    if (rc)
+        return rc;
+    r->kind->info(r->engine, &info);
+    log_say("Rank %u: KV pool %u pages of %u tokens, %.1f MB", r->config.rank, m->num_pages,
+            r->config.page_size, megabytes(info.kv_bytes));
+    ready.kv_bytes = info.kv_bytes;
+    return mailbox_push(r->out, PROTO_KV_READY, &ready, err);
+}
+
+static int runner_step(struct runner *r, const struct proto_step *m, struct err *err)
+{
+    int64_t start_us = clock_mono_us();
+    struct engine_result result;
+    struct proto_step_done done = {.step = m->step, .rank = r->config.rank};
+    int rc = r->kind->step(r->engine, m, &result, err);
+
+    if (rc)
+        return rc;
+    done.hash = result.hash;
+    done.elapsed_us = (uint64_t)(clock_mono_us() - start_us);
+    if (r->config.rank == 0) {
+        /* Encoding only reads; the message's struct serves both directions. */
+        done.results = (struct proto_sampled *)(uintptr_t)result.results;
+        done.results_count = result.count;
+    }
+    return mailbox_push(r->out, PROTO_STEP_DONE, &done, err);
+}
+
+static int runner_take(struct runner *r, struct proto_arena *arena, const struct buf *bytes,
+                       struct err *err)
+{
+    struct proto_header header;
+    void *message;
+    int rc = proto_decode(bytes->data, bytes->len, arena, &header, &message, err);
+
+    if (rc)
+        return rc;
+    if (header.type == PROTO_KV_ALLOC)
+        return runner_kv_alloc(r, message, err);
+    if (header.type == PROTO_STEP)
+        return runner_step(r, message, err);
+    return err_set(err, ERR_PROTOCOL, "%s is not for a worker", proto_type_name(header.type));
+}
+
+static void *runner_main(void *ctx)
+{
+    struct runner *r = ctx;
+    struct proto_arena arena = {0};
+    struct proto_rank_failed failed = {.rank = r->config.rank};
+    struct buf bytes = {0};
+    struct err err = {0};
+    int rc = runner_load(r, &err);
+
+    while (!rc && mailbox_wait(r->in, &bytes)) {
+        rc = runner_take(r, &arena, &bytes, &err);
+        buf_fini(&bytes);
+        proto_arena_clear(&arena);
+    }
+    proto_arena_fini(&arena);
+    if (rc) {
+        failed.reason = proto_str(err.msg);
+        (void)mailbox_push(r->out, PROTO_RANK_FAILED, &failed, &err);
+    }
+    return NULL;
+}
+
+int runner_start(struct runner *r, struct err *err)
+{
+    errno = pthread_create(&r->thread, NULL, runner_main, r);
+    return errno ? err_errno(err, ERR_INTERNAL, "engine thread") : 0;
+}
+
+bool runner_stop(struct runner *r, int wait_ms)
+{
+    struct timespec until;
+
+    mailbox_close(r->in);
+    (void)clock_gettime(CLOCK_REALTIME, &until);
+    until.tv_nsec += (long)wait_ms * 1000000;
+    until.tv_sec += until.tv_nsec / 1000000000;
+    until.tv_nsec %= 1000000000;
+    if (pthread_timedjoin_np(r->thread, NULL, &until))
+        return false;
+    r->kind->free(&r->engine);
+    return true;
+}

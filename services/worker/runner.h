@@ -1,0 +1,24 @@
+/* The engine's thread: loads, then takes KV_ALLOC and STEP from one mailbox and answers into
+ * another: LOADED, KV_READY, STEP_DONE, or RANK_FAILED as the last word. */
+#ifndef PHALANX_WORKER_RUNNER_H
+#define PHALANX_WORKER_RUNNER_H
+
+#include "services/worker/engine.h"
+#include "services/worker/mailbox.h"
+
+struct runner {
+    const struct engine_kind *kind;
+    struct engine_config config; /* strings are borrowed */
+    struct engine *engine;
+    struct mailbox *in, *out;
+    pthread_t thread;
+};
+
+/* kind, config, in and out are set before. */
+int runner_start(struct runner *r, struct err *err);
+
+/* Closes `in` and waits; false when the thread is still at work after wait_ms (then nothing it
+ * uses may be freed: the process must end by _exit). */
+bool runner_stop(struct runner *r, int wait_ms);
+
+#endif
