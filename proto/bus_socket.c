@@ -86,8 +86,9 @@ static int check_ipc_free(const char *endpoint, struct err *err)
 
 static zsock_t *socket_make(bool router, size_t message_max)
 {
-    /* The first thing czmq is told: signals are the loop's business. */
-    zsys_handler_set(NULL);
+    /* czmq would install signal handlers with its first socket; signals are the loop's business.
+     * zsys_handler_set(NULL) is no way to say so: called again, it undoes the loop's handlers. */
+    setenv("ZSYS_SIGHANDLER", "false", 1);
     zsock_t *s = zsock_new(router ? ZMQ_ROUTER : ZMQ_DEALER);
     if (!s)
         return NULL;

@@ -3,6 +3,7 @@
 #include "common/log.h"
 #include "common/mem.h"
 #include "proto/bus.h"
+#include "proto/bus_socket.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -863,6 +864,175 @@ static void test_garbage_from_the_server(void **state)
     loop_end(&loop);
 }
 
+/* A raw peer comes back: what it gets again depends on what it says of the link. */
+static void test_what_is_sent_again(void **state)
+{
+    (void)state;
+    uv_loop_t loop;
+    uv_loop_init(&loop);
+    struct end a = {0};
+    struct raw raw;
+    struct buf dump = {0};
+    end_bind(&a, &loop, endpoint("again"));
+    raw_open(&raw, ZMQ_DEALER, endpoint("again"));
+    raw_hello(&raw, (struct proto_hello){.attempt = 1});
+    assert_true(raw_wait(&raw, &loop, PROTO_WELCOME, GUARD_MS, &dump));
+    const uint64_t theirs = strtoull(strstr(dump.data, "instance=") + 9, NULL, 10);
+    assert_true(theirs != 0);
+    for (uint64_t i = 0; i < 3; i++)
+        send_one(&a, i);
+    assert_true(raw_wait(&raw, &loop, PROTO_ABORT, GUARD_MS, &dump));
+    raw_close(&raw);
+
+    /* It never got the WELCOME: everything, whatever it claims to have received. */
+    raw_open(&raw, ZMQ_DEALER, endpoint("again"));
+    raw_hello(&raw, (struct proto_hello){.attempt = 2, .received = 3});
+    assert_true(raw_wait(&raw, &loop, PROTO_ABORT, GUARD_MS, &dump));
+    assert_non_null(strstr(dump.data, "seq=1 id=0"));
+    raw_close(&raw);
+
+    /* It knows the link and has two. */
+    raw_open(&raw, ZMQ_DEALER, endpoint("again"));
+    raw_hello(&raw, (struct proto_hello){.attempt = 3, .peer = theirs, .received = 2});
+    assert_true(raw_wait(&raw, &loop, PROTO_ABORT, GUARD_MS, &dump));
+    assert_non_null(strstr(dump.data, "seq=3 id=2"));
+    raw_close(&raw);
+    assert_int_equal(a.ups, 1);
+    assert_int_equal(a.downs, 0);
+
+    /* It means a link that is not there: a new one, with nothing in it. */
+    raw_open(&raw, ZMQ_DEALER, endpoint("again"));
+    raw_hello(&raw, (struct proto_hello){.attempt = 4, .peer = theirs + 1, .received = 9});
+    assert_true(raw_wait(&raw, &loop, PROTO_WELCOME, GUARD_MS, &dump));
+    assert_false(raw_wait(&raw, &loop, PROTO_ABORT, ABSENT_MS, &dump));
+    assert_int_equal(a.ups, 2);
+    assert_int_equal(a.downs, 1);
+    raw_close(&raw);
+    bus_close(&a.bus);
+    buf_fini(&dump);
+    loop_end(&loop);
+}
+
+/* Who speaks without a HELLO is told to connect again, once. */
+static void test_no_hello(void **state)
+{
+    (void)state;
+    uv_loop_t loop;
+    uv_loop_init(&loop);
+    struct end a = {0};
+    struct raw raw;
+    struct buf dump = {0};
+    end_bind(&a, &loop, endpoint("unknown"));
+    raw_open(&raw, ZMQ_DEALER, endpoint("unknown"));
+    raw_abort(&raw, 1, 0);
+    raw_abort(&raw, 2, 0);
+    assert_true(raw_wait(&raw, &loop, PROTO_WELCOME, GUARD_MS, &dump));
+    assert_non_null(strstr(dump.data, "instance=0 "));
+    assert_false(raw_wait(&raw, &loop, PROTO_WELCOME, ABSENT_MS, &dump));
+    assert_int_equal(a.ups, 0);
+    assert_int_equal(a.got, 0);
+    raw_close(&raw);
+    bus_close(&a.bus);
+    buf_fini(&dump);
+    loop_end(&loop);
+}
+
+/* A server by hand: takes one message, fills route. */
+static void server_take(struct raw *raw, uv_loop_t *loop, enum proto_type type,
+                        struct bus_route *route, struct proto_hello *hello)
+{
+    const int64_t end = clock_mono_us() + GUARD_MS * INT64_C(1000);
+    char data[1024];
+    int len = -1;
+    while (clock_mono_us() < end) {
+        run_ms(loop, 10);
+        struct proto_arena arena = {0};
+        struct proto_header header = {0};
+        void *message = NULL;
+        len = zmq_recv(raw->socket, route->data, sizeof(route->data), ZMQ_DONTWAIT);
+        if (len < 0)
+            continue;
+        route->len = (uint8_t)len;
+        len = zmq_recv(raw->socket, data, sizeof(data), 0);
+        assert_true(len > 0);
+        assert_int_equal(proto_decode(data, (size_t)len, &arena, &header, &message, NULL), 0);
+        const bool found = header.type == type;
+        if (found && hello)
+            *hello = *(const struct proto_hello *)message; /* its numbers; the strings go */
+        proto_arena_fini(&arena);
+        if (found)
+            return;
+    }
+    fail_msg("no %s came", proto_type_name(type));
+}
+
+static void server_welcome(struct raw *raw, const struct bus_route *route, uint64_t instance,
+                           uint64_t received)
+{
+    const struct proto_header header = {.type = PROTO_WELCOME};
+    const struct proto_welcome w = {.role = proto_str("scheduler"),
+                                    .name = proto_str("raw"),
+                                    .instance = instance,
+                                    .received = received};
+    zmq_send(raw->socket, route->data, route->len, ZMQ_SNDMORE);
+    raw_send(raw, &header, &w);
+}
+
+/* Told that its connection is unknown, the connecting side comes by a new one and goes on. */
+static void test_told_to_connect_again(void **state)
+{
+    (void)state;
+    uv_loop_t loop;
+    uv_loop_init(&loop);
+    struct end b = {.stop_ups = 1};
+    struct raw raw;
+    struct bus_route route, other;
+    struct proto_hello first, second;
+    raw_open(&raw, ZMQ_ROUTER, endpoint("told"));
+    end_connect(&b, &loop, endpoint("told"));
+    server_take(&raw, &loop, PROTO_HELLO, &route, &first);
+    assert_true(first.instance != 0 && first.peer == 0 && first.received == 0);
+    server_welcome(&raw, &route, 77, 0);
+    run(&loop);
+    send_one(&b, 0);
+    server_take(&raw, &loop, PROTO_ABORT, &route, NULL);
+    server_welcome(&raw, &route, 0, 0);
+    server_take(&raw, &loop, PROTO_HELLO, &other, &second);
+    assert_true(second.instance == first.instance && second.peer == 77);
+    assert_true(second.attempt > first.attempt);
+    assert_true(route.len != other.len || memcmp(route.data, other.data, route.len) != 0);
+    server_welcome(&raw, &other, 77, 0);
+    server_take(&raw, &loop, PROTO_ABORT, &other, NULL); /* not acknowledged, so sent again */
+    assert_int_equal(b.ups, 1);
+    assert_int_equal(b.downs, 0);
+    raw_close(&raw);
+    bus_close(&b.bus);
+    loop_end(&loop);
+}
+
+/* The loop's signal handlers stay, through new connections too. */
+static void test_signals_are_left_alone(void **state)
+{
+    (void)state;
+    uv_loop_t loop;
+    uv_loop_init(&loop);
+    struct end b = {0};
+    struct sigaction ours = {.sa_handler = SIG_IGN}, before, now;
+    assert_int_equal(sigaction(SIGINT, &ours, &before), 0);
+    struct raw raw;
+    struct bus_route route;
+    raw_open(&raw, ZMQ_ROUTER, endpoint("signals"));
+    end_connect(&b, &loop, endpoint("signals"));
+    server_take(&raw, &loop, PROTO_HELLO, &route, NULL);
+    server_welcome(&raw, &route, 0, 0);
+    server_take(&raw, &loop, PROTO_HELLO, &route, NULL);
+    assert_int_equal(sigaction(SIGINT, &before, &now), 0);
+    assert_true(now.sa_handler == SIG_IGN);
+    raw_close(&raw);
+    bus_close(&b.bus);
+    loop_end(&loop);
+}
+
 /* A peer that acknowledges nothing: what is kept for it has a bound, and it is the sender that is
  * told. A late HELLO of an older connection changes nothing. */
 static void test_kept_is_bounded(void **state)
@@ -1201,6 +1371,10 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_garbage_from_a_stranger),
         cmocka_unit_test(test_peer_breaks_protocol),
         cmocka_unit_test(test_garbage_from_the_server),
+        cmocka_unit_test(test_what_is_sent_again),
+        cmocka_unit_test(test_no_hello),
+        cmocka_unit_test(test_told_to_connect_again),
+        cmocka_unit_test(test_signals_are_left_alone),
         cmocka_unit_test(test_kept_is_bounded),
         cmocka_unit_test(test_bounds_of_a_message),
         cmocka_unit_test(test_endpoints),
