@@ -129,7 +129,8 @@ static void test_values(void **state)
 static void test_long_words(void **state)
 {
     char *word = mem_alloc(70001);
-    char *argv[] = {"x", word, NULL};
+    char program[] = "x";
+    char *argv[] = {program, word, NULL};
     struct options o;
     struct err err = {0};
 

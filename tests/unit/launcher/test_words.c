@@ -18,18 +18,30 @@ static bool has(const struct words *w, const char *word)
     return false;
 }
 
+/* Cuts text at its blanks. */
+static int split(char *text, char **argv, int max)
+{
+    char *save = NULL;
+    int n = 0;
+
+    for (char *w = strtok_r(text, " ", &save); w && n < max; w = strtok_r(NULL, " ", &save))
+        argv[n++] = w;
+    return n;
+}
+
 static void test_options(void **state)
 {
+    char text[] = "x --model /m --port 80 --page-size 32 --api-key secret --dummy-weight";
     static const enum option but[] = {OPT_MODEL_PATH, OPTIONS_COUNT};
-    char *argv[] = {"x",           "--model", "/m",        "--port", "80",
-                    "--page-size", "32",      "--api-key", "secret", "--dummy-weight"};
+    char *argv[12];
+    int argc = split(text, argv, 12);
     struct options o;
     struct words worker = {0};
     struct words gateway = {0};
     struct err err;
 
     (void)state;
-    assert_int_equal(options_parse(&o, 'S', 10, argv, &err), 0);
+    assert_int_equal(options_parse(&o, 'S', argc, argv, &err), 0);
     words_add_options(&worker, &o, 'w', but);
     words_add_options(&gateway, &o, 'g', but);
     assert_int_equal(worker.count, 2);
