@@ -67,18 +67,13 @@ static uint32_t plan_decode(struct scheduler *s, struct step *step)
     return tokens;
 }
 
-/* Plans a chunk of a prompt; false when nothing fits into what is left of the budget. */
-static bool plan_chunk(struct scheduler *s, struct step *step, struct sequence *seq, uint32_t *left)
+/* Plans as much of a prompt as is left of the budget. */
+static void plan_chunk(struct scheduler *s, struct step *step, struct sequence *seq, uint32_t *left)
 {
     uint32_t count = sequence_pending(seq);
 
-    if (count > *left) {
-        if (s->config.prefill_tokens_max < 0)
-            return false;
+    if (count > *left)
         count = *left;
-    }
-    if (count == 0)
-        return false;
     plan_row(s, step, seq, count);
     *left -= count;
     if (seq->computed >= seq->prompt_count) {
@@ -86,10 +81,10 @@ static bool plan_chunk(struct scheduler *s, struct step *step, struct sequence *
         DL_APPEND(s->decode, seq);
         seq->state = SEQUENCE_DECODE;
     }
-    return true;
 }
 
-/* Whether the first chunk of a waiting sequence fits: no sequence starts without a row. */
+/* Whether the first chunk of a waiting sequence fits: none starts without a row, and prompts that
+ * must not be cut wait for a step that has room for the whole. */
 static bool start_fits(const struct scheduler *s, const struct sequence *seq, uint32_t left)
 {
     return s->config.prefill_tokens_max < 0 ? seq->prompt_count <= left : left > 0;
@@ -119,7 +114,7 @@ static void plan_start(struct scheduler *s, struct step *step, uint32_t *left, i
             .generated = seq->generated,
             .sampling = seq->sampling,
         };
-        (void)plan_chunk(s, step, seq, left);
+        plan_chunk(s, step, seq, left);
     }
 }
 
@@ -127,7 +122,6 @@ const struct scheduler_step *scheduler_plan(struct scheduler *s, int64_t now_us)
 {
     struct step *step = scheduler_step_at(s, s->planned + 1);
     struct proto_step *m = &step->out.message;
-    struct sequence *seq, *next;
     uint32_t left;
 
     if (s->planned - s->applied >= s->config.steps_in_flight_max)
@@ -136,11 +130,8 @@ const struct scheduler_step *scheduler_plan(struct scheduler *s, int64_t now_us)
     left = s->tokens_max - plan_decode(s, step);
     if (left > s->prefill_tokens_max)
         left = s->prefill_tokens_max;
-    DL_FOREACH_SAFE(s->prefill, seq, next)
-    {
-        if (!plan_chunk(s, step, seq, &left))
-            break;
-    }
+    while (s->prefill && left) /* a prompt that is not done leaves nothing */
+        plan_chunk(s, step, s->prefill, &left);
     plan_start(s, step, &left, now_us);
     if (m->rows_count == 0)
         return NULL;

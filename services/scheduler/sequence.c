@@ -39,8 +39,6 @@ void sequence_free(struct sequence **self)
 {
     struct sequence *seq = *self;
 
-    if (!seq)
-        return;
     free(seq->tokens);
     free(seq->pages);
     free(seq->sampling.stop_token_ids);
