@@ -45,12 +45,15 @@ int tokenizer_encode(const struct tokenizer *t, const char *text, size_t len, un
                      size_t ids_max, struct ids *ids, struct err *err);
 
 /* The whole sequence as text, appended to out (what `tokenizers` decode gives). Bytes that are no
- * valid UTF-8 become U+FFFD as there. Ids out of range are skipped. */
+ * valid UTF-8 become U+FFFD as there. Ids out of range are skipped. skip_special leaves out every
+ * special token (the reference shows those whose content its normalizer changes). */
 void tokenizer_decode(const struct tokenizer *t, const uint32_t *ids, size_t count,
                       bool skip_special, struct buf *out);
 
 /* Copies text to out with a TOKENIZER_SHIELD inside every substring that is the content of an added
- * token, so that encode with ENCODE_SPLIT_ADDED treats it as plain text. */
+ * token, so that encode with ENCODE_SPLIT_ADDED treats it as plain text. Left alone are contents of
+ * white space only or of one byte (there is no inside), and text that becomes the content of a
+ * token with "normalized": true only through the normalizer. */
 void tokenizer_shield(const struct tokenizer *t, const char *text, size_t len, struct buf *out);
 
 /* One more than the largest id (vocabulary and added tokens). */

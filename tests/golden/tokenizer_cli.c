@@ -19,8 +19,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/resource.h>
-#include <unistd.h>
 
 #define IDS_MAX (1u << 26)
 
@@ -131,16 +129,17 @@ static void bench(const struct tokenizer *t, const struct request *r)
 static void info(void)
 {
     uint64_t result[3] = {(uint64_t)load_us, 0, 0};
-    long pages = 0;
-    struct rusage usage;
-    FILE *f = fopen("/proc/self/statm", "r");
+    char line[256];
+    FILE *f = fopen("/proc/self/status", "r");
 
-    if (f && fscanf(f, "%*d %ld", &pages) == 1)
-        result[1] = (uint64_t)pages * (uint64_t)sysconf(_SC_PAGESIZE) / 1024;
+    while (f && fgets(line, sizeof line, f)) {
+        if (!strncmp(line, "VmRSS:", 6))
+            result[1] = strtoull(line + 6, NULL, 10);
+        else if (!strncmp(line, "VmHWM:", 6))
+            result[2] = strtoull(line + 6, NULL, 10);
+    }
     if (f)
         (void)fclose(f);
-    if (!getrusage(RUSAGE_SELF, &usage))
-        result[2] = (uint64_t)usage.ru_maxrss;
     answer(0, result, sizeof result);
 }
 
