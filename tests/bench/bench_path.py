@@ -1,8 +1,8 @@
 """What the path costs: start to ready, memory of each process, latency added to the ranks' own time.
 
-    make && python3 tests/bench/bench_path.py [--requests 300] [--starts 5]
+    make test-deps all && build/venv/bin/python tests/bench/bench_path.py [--requests 300]
 
-Needs nothing beyond Python. The added latency is measured on streamed requests of one token, one at
+The added latency is measured on streamed requests of one token, one at
 a time: the client's time to the first content chunk minus the ranks' own time for that step (metric
 step_compute_seconds). What is left is HTTP, tokenizing, two hops each way, scheduling and SSE.
 """
@@ -70,8 +70,7 @@ def resident(server):
         except OSError:
             continue
         name = pathlib.Path(words[0].decode()).name
-        if b"--name" in words:
-            name = words[words.index(b"--name") + 1].decode()
+        name = next((w[7:].decode() for w in words if w.startswith(b"--name=")), name)
         rss = next(line for line in status.splitlines() if line.startswith("VmRSS"))
         rows.append((name, int(rss.split()[1]) / 1024))
     return sorted(set(rows))
@@ -92,10 +91,10 @@ def main():
     for tp in (1, 2):
         with Server(tp=tp) as server:
             times, step = added_latency(server, arguments.requests)
-            median = statistics.median(times)
-            print(f"tp {tp}: time to first token median {median * 1e3:.3f} ms, ranks' own step "
-                  f"{step * 1e3:.3f} ms (mean), added {(median - step) * 1e3:.3f} ms "
-                  f"(mean added {(statistics.mean(times) - step) * 1e3:.3f})")
+            mean = statistics.mean(times)
+            print(f"tp {tp}: time to first token mean {mean * 1e3:.3f} ms (median "
+                  f"{statistics.median(times) * 1e3:.3f}), ranks' own step mean {step * 1e3:.3f} ms, "
+                  f"added {(mean - step) * 1e3:.3f} ms")
             if tp == 2:
                 for name, mib in resident(server):
                     print(f"resident {name}: {mib:.1f} MiB")
