@@ -167,7 +167,7 @@ static void say_curl(const struct serve *s)
     buf_puts(&body, "{\"model\":");
     buf_json_string(&body, served_name(s), strlen(served_name(s)));
     buf_puts(&body, ",\"messages\":[{\"role\":\"user\",\"content\":\"Hello, who are you?\"}]}");
-    log_say("Try it:\n");
+    log_say("Try it:");
     log_say(
         "  curl http://%.1s%s%s:%d/v1/chat/completions -H 'Content-Type: application/json'%s -d "
         "'%s'",

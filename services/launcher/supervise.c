@@ -13,6 +13,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#define REPEAT_MS 300     /* a signal sent again so soon is the same one, by another way */
 #define KILL_WAIT_MS 3000 /* a process that outlives SIGKILL so long hangs in the kernel */
 
 /* ---- starting ---- */
@@ -234,7 +235,8 @@ static void supervisor_signal(struct supervisor *s, int number)
 /* Waits until all have ended; gives up after wait_ms or, when so told, at a stop signal. */
 static void supervisor_drain(struct supervisor *s, int wait_ms, bool until_signal)
 {
-    int64_t deadline = clock_mono_us() + (int64_t)wait_ms * 1000;
+    int64_t start = clock_mono_us();
+    int64_t deadline = start + (int64_t)wait_ms * 1000;
     struct supervisor_report report;
 
     while (supervisor_running(s)) {
@@ -242,7 +244,8 @@ static void supervisor_drain(struct supervisor *s, int wait_ms, bool until_signa
 
         if (left_ms <= 0)
             return;
-        if (supervisor_wait(s, NULL, (int)left_ms, &report) == SUPERVISOR_SIGNAL && until_signal)
+        if (supervisor_wait(s, NULL, (int)left_ms, &report) == SUPERVISOR_SIGNAL && until_signal &&
+            clock_mono_us() - start > REPEAT_MS * 1000)
             return;
     }
 }

@@ -52,7 +52,7 @@ int supervisor_start(struct supervisor *s, const char *name, char *const *argv, 
 enum supervisor_event supervisor_wait(struct supervisor *s, struct pollfd *extra, int timeout_ms,
                                       struct supervisor_report *report);
 
-/* SIGTERM to all; SIGKILL to what is left after grace_ms, or at once at another stop signal.
+/* SIGTERM to all; SIGKILL to what is left after grace_ms, or at another stop signal.
  * Returns when none is left. */
 void supervisor_stop(struct supervisor *s, int grace_ms);
 

@@ -1,0 +1,218 @@
+"""phalanx serve with the real executables: what is left when processes die."""
+
+import json
+import os
+import pathlib
+import shutil
+import signal
+import socket
+import subprocess
+import time
+import urllib.request
+
+import pytest
+
+BIN = pathlib.Path(os.environ.get("PHALANX_BIN", "build/release/bin"))
+DEMO = pathlib.Path("deploy/demo-model")
+NAMES = ["scheduler-0", "worker-0", "worker-1", "tokenizer-0", "gateway-0"]
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def wait_for(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        value = condition()
+        if value:
+            return value
+        time.sleep(0.02)
+    raise AssertionError("gave up waiting")
+
+
+def alive(pid):
+    try:
+        with open("/proc/%d/stat" % pid) as f:
+            return f.read().rsplit(")", 1)[1].split()[0] not in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def command_line(pid):
+    return pathlib.Path("/proc/%d/cmdline" % pid).read_bytes().decode().split("\0")
+
+
+class Node:
+    def __init__(self, folder, *args, model=DEMO, port=None):
+        self.folder = folder
+        self.port = port or free_port()
+        self.log = open(folder / "log", "w+")
+        self.process = subprocess.Popen(
+            [BIN / "phalanx", "serve", "--model", model, "--device", "cpu", "--tp", "2", "--port",
+             str(self.port), "--run-dir", folder / "run", *args],
+            stdout=self.log, stderr=self.log, stdin=subprocess.DEVNULL)
+
+    def text(self):
+        return (self.folder / "log").read_text()
+
+    def ready(self):
+        wait_for(lambda: "curl http" in self.text() or self.process.poll() is not None)
+        assert self.process.poll() is None, self.text()
+        return self
+
+    def children(self):
+        """Process ids by name."""
+        pid = self.process.pid
+        pids = pathlib.Path("/proc/%d/task/%d/children" % (pid, pid)).read_text().split()
+        named = {}
+        for child in map(int, pids):
+            name = [w for w in command_line(child) if w.startswith("--name=")][0]
+            named[name.split("=")[1]] = child
+        return named
+
+    def post(self, path, body):
+        request = urllib.request.Request("http://127.0.0.1:%d%s" % (self.port, path),
+                                         json.dumps(body).encode(),
+                                         {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return json.load(answer)
+
+
+@pytest.fixture
+def node(tmp_path):
+    nodes = []
+
+    def start(*args, **kwargs):
+        nodes.append(Node(tmp_path, *args, **kwargs))
+        return nodes[-1]
+
+    yield start
+    for n in nodes:
+        if n.process.poll() is None:
+            n.process.kill()
+            n.process.wait()
+
+
+def gone(pids):
+    return not [p for p in pids.values() if alive(p)]
+
+
+def test_serves_and_stops(node, tmp_path):
+    server = node().ready()
+    pids = server.children()
+    assert sorted(pids) == sorted(NAMES)
+    answer = server.post("/v1/completions", {"model": "demo-model", "prompt": "Good morrow",
+                                             "max_tokens": 4, "ignore_eos": True})
+    assert answer["usage"]["completion_tokens"] == 4
+    text = server.text()
+    assert "API server is ready to serve on 127.0.0.1:%d" % server.port in text
+    server.process.send_signal(signal.SIGINT)
+    assert server.process.wait(20) == 0
+    assert gone(pids)
+    assert not (tmp_path / "run").exists()
+    assert "phalanx: stopped (SIGINT)" in server.text()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_killed_child(node, tmp_path, name):
+    server = node().ready()
+    pids = server.children()
+    os.kill(pids[name], signal.SIGKILL)
+    assert server.process.wait(20) == 1
+    assert gone(pids)
+    assert "phalanx: %s (pid %d) was killed by signal 9" % (name, pids[name]) in server.text()
+    assert not (tmp_path / "run").exists()
+
+
+def test_killed_launcher(node):
+    server = node().ready()
+    pids = server.children()
+    server.process.kill()
+    server.process.wait()
+    wait_for(lambda: gone(pids))
+    # The next one finds the leftovers and starts all the same.
+    again = node().ready()
+    again.process.terminate()
+    assert again.process.wait(20) == 0
+
+
+def test_stop_while_loading(node):
+    server = node()
+    wait_for(lambda: "tensor parallelism" in server.text())
+    wait_for(lambda: len(server.children()) == len(NAMES))
+    pids = server.children()
+    server.process.terminate()
+    assert server.process.wait(20) == 0
+    assert gone(pids)
+
+
+def test_stop_with_requests_running(node):
+    server = node().ready()
+    pids = server.children()
+    body = json.dumps({"model": "demo-model", "prompt": "x", "max_tokens": 900,
+                       "ignore_eos": True, "stream": True}).encode()
+    with socket.create_connection(("127.0.0.1", server.port)) as s:
+        s.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+                  b"Content-Length: %d\r\n\r\n" % len(body) + body)
+        assert s.recv(15) == b"HTTP/1.1 200 OK"
+        server.process.terminate()
+        assert server.process.wait(20) == 0
+    assert gone(pids)
+
+
+def test_gateway_reports_a_port_taken_meanwhile(node):
+    # The launcher's own look at the port is skipped when the gateway is started by hand.
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        s.listen()
+        port = s.getsockname()[1]
+        done = subprocess.run([BIN / "phalanx-gateway", "--model-path", DEMO, "--port", str(port),
+                               "--tokenizer-endpoint", "ipc:///tmp/phalanx-none-%d" % os.getpid()],
+                              capture_output=True, text=True, timeout=30)
+    assert done.returncode == 1
+    assert str(port) in done.stderr and "in use" in done.stderr
+
+
+def broken_model(tmp_path, name, change):
+    folder = tmp_path / name
+    shutil.copytree(DEMO, folder)
+    change(folder)
+    return folder
+
+
+@pytest.mark.parametrize("name, change, word", [
+    ("no-weights", lambda f: (f / "model.safetensors").unlink(), "safetensors"),
+    ("truncated", lambda f: os.truncate(f / "model.safetensors", 5_000_000), "safetensors"),
+    ("no-tokenizer", lambda f: (f / "tokenizer.json").unlink(), "tokenizer.json"),
+    ("broken-tokenizer", lambda f: (f / "tokenizer.json").write_text("{"), "tokenizer.json"),
+    ("unknown", lambda f: (f / "config.json").write_text(
+        (f / "config.json").read_text().replace("Qwen3ForCausalLM", "NoSuchModel")),
+     "NoSuchModel"),
+])
+def test_broken_model(node, tmp_path, name, change, word):
+    server = node(model=broken_model(tmp_path, name, change))
+    assert server.process.wait(60) != 0
+    assert word in server.text()
+    assert "Traceback" not in server.text() and "core dumped" not in server.text()
+
+
+@pytest.mark.skipif(not shutil.which("groff"), reason="groff is not installed")
+@pytest.mark.parametrize("program", ["gateway", "tokenizer", "scheduler", "worker"])
+def test_man_pages(program):
+    page = subprocess.run([BIN / ("phalanx-" + program), "--man"], capture_output=True, text=True,
+                          check=True).stdout
+    done = subprocess.run(["groff", "-man", "-ww", "-Tutf8", "-P-cbou", "-"], input=page,
+                          capture_output=True, text=True)
+    assert done.returncode == 0 and done.stderr == ""
+    assert "NAME" in done.stdout and "--log-level" in done.stdout
+
+
+@pytest.mark.parametrize("program", ["gateway", "tokenizer", "scheduler", "worker"])
+def test_wrong_option_of_a_child(program):
+    done = subprocess.run([BIN / ("phalanx-" + program), "--nope"], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("phalanx-%s: unknown option --nope" % program)
+    assert len(done.stderr.splitlines()) == 1
