@@ -41,7 +41,7 @@ void scratch_push(struct scratch *c, uint32_t id)
 {
     if (c->out->len >= c->out_max) {
         if (!c->rc)
-            c->rc = err_set(&c->err, ERR_LIMIT, "text gives more ids than ids_max allows");
+            c->rc = err_set(&c->err, ERR_LIMIT, "text gives more than %zu ids", c->ids_max);
         return;
     }
     ids_push(c->out, id);
@@ -224,6 +224,7 @@ int tokenizer_encode(const struct tokenizer *t, const char *text, size_t len, un
         return err_set(err, ERR_LIMIT, "text of %zu bytes is longer than %u", len, TEXT_BYTES_MAX);
     z.c = c = scratch_take(t);
     c->out = ids;
+    c->ids_max = ids_max;
     c->out_max = ids_max > SIZE_MAX - before ? SIZE_MAX : before + ids_max;
     for (size_t i = 0; (flags & ENCODE_ADD_SPECIAL) && i < t->prefix.len; i++)
         scratch_push(c, t->prefix.data[i]);
@@ -234,10 +235,7 @@ int tokenizer_encode(const struct tokenizer *t, const char *text, size_t len, un
     rc = c->rc;
     if (rc) {
         ids->len = before;
-        if (rc == ERR_LIMIT && c->out->len >= c->out_max)
-            rc = err_set(err, ERR_LIMIT, "text gives more than %zu ids", ids_max);
-        else
-            rc = err_set(err, rc, "%s", c->err.msg);
+        (void)err_set(err, rc, "%s", c->err.msg);
     }
     c->out = NULL;
     scratch_give(t, c);

@@ -257,6 +257,7 @@ struct tokenizer {
 struct scratch {
     struct ids *out;
     size_t out_max; /* out->len may grow up to here */
+    size_t ids_max; /* what the caller allowed */
     int rc;         /* first failure; everything after it is a no-op */
     struct err err;
     struct buf plain, shields, work[2], level[STAGES_MAX], word;
