@@ -179,10 +179,11 @@ static bool has_bare_cr(struct http_parser *p, const char *data, size_t len)
 static enum http_parsed bad(struct http_parser *p, llhttp_errno_t code)
 {
     const char *reason = llhttp_get_error_reason(&p->llhttp);
+    bool version = reason && strcmp(reason, "Invalid HTTP version") == 0;
 
     if (!p->problem->status)
-        (void)problem_set(p->problem, code == HPE_INVALID_VERSION ? 505 : 400, NULL, NULL,
-                          "malformed HTTP request: %s", reason ? reason : llhttp_errno_name(code));
+        (void)problem_set(p->problem, version ? 505 : 400, NULL, NULL, "malformed HTTP request: %s",
+                          reason ? reason : llhttp_errno_name(code));
     return PARSED_BAD;
 }
 
