@@ -2,17 +2,17 @@
 
 #include <math.h>
 
-json_t *field_get(const json_t *object, const char *key)
+json_t *config_field_get(const json_t *object, const char *key)
 {
     json_t *value = json_object_get(object, key);
 
     return json_is_null(value) ? NULL : value;
 }
 
-int field_u32(const json_t *object, const char *key, int64_t missing, uint32_t low, uint32_t high,
-              uint32_t *out, struct err *err)
+int config_field_u32(const json_t *object, const char *key, int64_t missing, uint32_t low,
+                     uint32_t high, uint32_t *out, struct err *err)
 {
-    const json_t *value = field_get(object, key);
+    const json_t *value = config_field_get(object, key);
     json_int_t n = value ? json_integer_value(value) : missing;
 
     *out = 0;
@@ -27,10 +27,10 @@ int field_u32(const json_t *object, const char *key, int64_t missing, uint32_t l
     return 0;
 }
 
-int field_f64(const json_t *object, const char *key, double missing, double low, double high,
-              double *out, struct err *err)
+int config_field_f64(const json_t *object, const char *key, double missing, double low, double high,
+                     double *out, struct err *err)
 {
-    const json_t *value = field_get(object, key);
+    const json_t *value = config_field_get(object, key);
     double n = value ? json_number_value(value) : missing;
 
     *out = 0;
@@ -44,9 +44,10 @@ int field_f64(const json_t *object, const char *key, double missing, double low,
     return 0;
 }
 
-int field_bool(const json_t *object, const char *key, bool missing, bool *out, struct err *err)
+int config_field_bool(const json_t *object, const char *key, bool missing, bool *out,
+                      struct err *err)
 {
-    const json_t *value = field_get(object, key);
+    const json_t *value = config_field_get(object, key);
 
     if (value && !json_is_boolean(value))
         return err_set(err, ERR_INVALID, "%s is not true or false", key);

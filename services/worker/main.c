@@ -1,6 +1,6 @@
 #include "common/log.h"
 #include "common/options.h"
-#include "services/worker/service.h"
+#include "services/worker/worker.h"
 
 #include <stdio.h>
 #include <string.h>
@@ -26,7 +26,7 @@ static int check_options(const struct options *o, struct err *err)
 int main(int argc, char **argv)
 {
     struct options o = {0};
-    struct service_config config;
+    struct worker_config config;
     struct err err = {0};
     char name[32];
     int status = 2;
@@ -34,7 +34,7 @@ int main(int argc, char **argv)
     options_main(&o, 'w', "phalanx-worker", "one tensor-parallel rank: weights, KV pages, steps",
                  argc, argv);
     (void)snprintf(name, sizeof name, "worker-%d", (int)options_int(&o, OPT_RANK));
-    config = (struct service_config){
+    config = (struct worker_config){
         .name = *options_str(&o, OPT_NAME) ? options_str(&o, OPT_NAME) : name,
         .endpoint = options_str(&o, OPT_WORKER_ENDPOINT),
         .epoch = (uint64_t)options_int(&o, OPT_EPOCH),
@@ -56,7 +56,7 @@ int main(int argc, char **argv)
     if (check_options(&o, &err))
         log_error("%s", err.msg);
     else
-        status = service_run(&config);
+        status = worker_run(&config);
     options_fini(&o);
     return status;
 }

@@ -20,7 +20,7 @@
 
 static int parse_architecture(const json_t *root, struct model_config *c, struct err *err)
 {
-    const json_t *list = field_get(root, "architectures");
+    const json_t *list = config_field_get(root, "architectures");
     const char *name = json_string_value(json_array_get(list, 0));
     struct buf known = {0};
 
@@ -53,13 +53,13 @@ static int parse_sizes(const json_t *root, struct model_config *c, struct err *e
     int rc;
 
     for (size_t i = 0; i < sizeof fields / sizeof *fields; i++)
-        if ((rc = field_u32(root, fields[i].key, -1, 1, fields[i].high, fields[i].out, err)))
+        if ((rc = config_field_u32(root, fields[i].key, -1, 1, fields[i].high, fields[i].out, err)))
             return rc;
-    rc =
-        field_u32(root, "max_position_embeddings", 2048, 1, POSITIONS_MAX, &c->context_length, err);
+    rc = config_field_u32(root, "max_position_embeddings", 2048, 1, POSITIONS_MAX,
+                          &c->context_length, err);
     if (rc)
         return rc;
-    rc = field_u32(root, "num_key_value_heads", c->heads, 1, c->heads, &c->kv_heads, err);
+    rc = config_field_u32(root, "num_key_value_heads", c->heads, 1, c->heads, &c->kv_heads, err);
     if (rc)
         return rc;
     if (c->heads % c->kv_heads)
@@ -67,7 +67,7 @@ static int parse_sizes(const json_t *root, struct model_config *c, struct err *e
                        "num_attention_heads %u is no multiple of num_key_value_heads %u", c->heads,
                        c->kv_heads);
     head_dim = c->kind->head_dim ? c->kind->head_dim : c->hidden / c->heads;
-    rc = field_u32(root, "head_dim", head_dim, 2, HEAD_DIM_MAX, &c->head_dim, err);
+    rc = config_field_u32(root, "head_dim", head_dim, 2, HEAD_DIM_MAX, &c->head_dim, err);
     if (!rc && c->head_dim % 2)
         rc = err_set(err, ERR_INVALID, "head_dim %u is odd", c->head_dim);
     return rc;
@@ -76,12 +76,12 @@ static int parse_sizes(const json_t *root, struct model_config *c, struct err *e
 static int parse_bias(const json_t *root, struct model_config *c, struct err *err)
 {
     bool attention = false, mlp;
-    int rc = field_bool(root, "mlp_bias", false, &mlp, err);
+    int rc = config_field_bool(root, "mlp_bias", false, &mlp, err);
 
     if (!rc && mlp)
         rc = err_set(err, ERR_UNSUPPORTED, "mlp_bias is not supported");
     if (!rc && c->kind->qkv_bias == BIAS_CONFIG)
-        rc = field_bool(root, "attention_bias", false, &attention, err);
+        rc = config_field_bool(root, "attention_bias", false, &attention, err);
     c->qkv_bias = attention || c->kind->qkv_bias == BIAS_ALWAYS;
     c->o_bias = attention;
     return rc;
@@ -107,19 +107,19 @@ static int layer_window(const json_t *types, uint32_t layer, uint32_t first, uin
 
 static int parse_window(const json_t *root, struct model_config *c, struct err *err)
 {
-    const json_t *types = field_get(root, "layer_types");
+    const json_t *types = config_field_get(root, "layer_types");
     uint32_t window, first = 0;
     bool use = true, missing = !json_object_get(root, "sliding_window");
     int rc;
 
     if (c->kind->window == WINDOW_NONE)
         return 0;
-    rc = field_u32(root, "sliding_window", missing ? c->kind->sliding_window : 0, 0, POSITIONS_MAX,
-                   &window, err);
+    rc = config_field_u32(root, "sliding_window", missing ? c->kind->sliding_window : 0, 0,
+                          POSITIONS_MAX, &window, err);
     if (!rc && c->kind->window == WINDOW_LAYERS)
-        rc = field_bool(root, "use_sliding_window", false, &use, err);
+        rc = config_field_bool(root, "use_sliding_window", false, &use, err);
     if (!rc && c->kind->window == WINDOW_LAYERS)
-        rc = field_u32(root, "max_window_layers", 28, 0, UINT32_MAX, &first, err);
+        rc = config_field_u32(root, "max_window_layers", 28, 0, UINT32_MAX, &first, err);
     if (rc)
         return rc;
     if (c->kind->window != WINDOW_LAYERS)
@@ -150,7 +150,7 @@ static int eos_add(struct model_config *c, const json_t *value, struct err *err)
 
 static int parse_eos(const json_t *root, struct model_config *c, struct err *err)
 {
-    const json_t *value = field_get(root, "eos_token_id");
+    const json_t *value = config_field_get(root, "eos_token_id");
     int rc = 0;
 
     if (!value)
@@ -181,11 +181,11 @@ int model_dtype(const char *name, enum dtype automatic, enum dtype *out, struct 
 static int parse_rest(const json_t *root, struct model_config *c, struct err *err)
 {
     const char *act = json_string_value(json_object_get(root, "hidden_act"));
-    const json_t *dtype = field_get(root, "dtype");
+    const json_t *dtype = config_field_get(root, "dtype");
     double eps;
     int rc;
 
-    if (field_get(root, "quantization_config"))
+    if (config_field_get(root, "quantization_config"))
         return err_set(err, ERR_UNSUPPORTED,
                        "quantization_config: quantized checkpoints are not "
                        "supported");
@@ -193,15 +193,15 @@ static int parse_rest(const json_t *root, struct model_config *c, struct err *er
         return err_set(err, ERR_UNSUPPORTED, "hidden_act \"%.64s\" is not supported (silu is)",
                        act);
     if (!dtype)
-        dtype = field_get(root, "torch_dtype");
+        dtype = config_field_get(root, "torch_dtype");
     rc = model_dtype(json_is_string(dtype) ? json_string_value(dtype) : "auto", DTYPE_F32,
                      &c->dtype, err);
     if (!rc)
-        rc = field_f64(root, "rms_norm_eps", 1e-6, 0, 1, &eps, err);
+        rc = config_field_f64(root, "rms_norm_eps", 1e-6, 0, 1, &eps, err);
     if (rc)
         return rc;
     c->norm_eps = (float)eps;
-    return field_bool(root, "tie_word_embeddings", false, &c->tied, err);
+    return config_field_bool(root, "tie_word_embeddings", false, &c->tied, err);
 }
 
 int model_config_parse(const char *text, size_t len, struct model_config *out, struct err *err)

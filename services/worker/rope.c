@@ -22,11 +22,11 @@ static const struct rope_name {
 
 static int rope_parse_type(const json_t *params, enum rope_type *out, struct err *err)
 {
-    const json_t *value = field_get(params, "rope_type");
+    const json_t *value = config_field_get(params, "rope_type");
     const char *name;
 
     if (!value)
-        value = field_get(params, "type");
+        value = config_field_get(params, "type");
     name = value ? json_string_value(value) : "default";
     for (size_t i = 0; name && i < sizeof rope_names / sizeof *rope_names; i++) {
         if (!strcmp(rope_names[i].name, name)) {
@@ -49,14 +49,14 @@ static int rope_parse_yarn(const json_t *params, struct rope *r, struct err *err
     double mscale = 0, mscale_all_dim = 0, inferred;
     int rc = 0;
 
-    if (!(rc = field_f64(params, "beta_fast", 32, 0, 1e6, &r->beta_fast, err)))
-        rc = field_f64(params, "beta_slow", 1, 0, 1e6, &r->beta_slow, err);
+    if (!(rc = config_field_f64(params, "beta_fast", 32, 0, 1e6, &r->beta_fast, err)))
+        rc = config_field_f64(params, "beta_slow", 1, 0, 1e6, &r->beta_slow, err);
     if (!rc)
-        rc = field_bool(params, "truncate", true, &r->truncate, err);
+        rc = config_field_bool(params, "truncate", true, &r->truncate, err);
     if (!rc)
-        rc = field_f64(params, "mscale", 0, 0, 1e3, &mscale, err);
+        rc = config_field_f64(params, "mscale", 0, 0, 1e3, &mscale, err);
     if (!rc)
-        rc = field_f64(params, "mscale_all_dim", 0, 0, 1e3, &mscale_all_dim, err);
+        rc = config_field_f64(params, "mscale_all_dim", 0, 0, 1e3, &mscale_all_dim, err);
     if (rc)
         return rc;
     if (r->beta_fast == 0)
@@ -66,15 +66,18 @@ static int rope_parse_yarn(const json_t *params, struct rope *r, struct err *err
     inferred = mscale != 0 && mscale_all_dim != 0
                    ? yarn_mscale(r->factor, mscale) / yarn_mscale(r->factor, mscale_all_dim)
                    : yarn_mscale(r->factor, 1);
-    return field_f64(params, "attention_factor", inferred, 0, 1e3, &r->attention_factor, err);
+    return config_field_f64(params, "attention_factor", inferred, 0, 1e3, &r->attention_factor,
+                            err);
 }
 
 static int rope_parse_llama3(const json_t *params, struct rope *r, struct err *err)
 {
-    int rc = field_f64(params, "low_freq_factor", NAN, FACTOR_MIN, FACTOR_MAX, &r->low_freq, err);
+    int rc =
+        config_field_f64(params, "low_freq_factor", NAN, FACTOR_MIN, FACTOR_MAX, &r->low_freq, err);
 
     if (!rc)
-        rc = field_f64(params, "high_freq_factor", NAN, FACTOR_MIN, FACTOR_MAX, &r->high_freq, err);
+        rc = config_field_f64(params, "high_freq_factor", NAN, FACTOR_MIN, FACTOR_MAX,
+                              &r->high_freq, err);
     if (!rc && !(r->high_freq > r->low_freq))
         rc = err_set(err, ERR_INVALID, "high_freq_factor is not above low_freq_factor");
     return rc;
@@ -84,16 +87,17 @@ static int rope_parse_scaling(const json_t *config, const json_t *params, uint32
                               struct rope *r, struct err *err)
 {
     /* Outside of the parameters it wins, as in transformers. */
-    const json_t *outer = field_get(config, "original_max_position_embeddings");
+    const json_t *outer = config_field_get(config, "original_max_position_embeddings");
     double factor_missing = NAN;
-    int rc = field_f64(outer ? config : params, "original_max_position_embeddings", max_position, 1,
-                       POSITIONS_MAX, &r->original_max, err);
+    int rc = config_field_f64(outer ? config : params, "original_max_position_embeddings",
+                              max_position, 1, POSITIONS_MAX, &r->original_max, err);
 
     if (rc)
         return rc;
     if (r->type == ROPE_YARN && json_is_null(json_object_get(params, "factor")))
         factor_missing = max_position / r->original_max;
-    rc = field_f64(params, "factor", factor_missing, FACTOR_MIN, FACTOR_MAX, &r->factor, err);
+    rc =
+        config_field_f64(params, "factor", factor_missing, FACTOR_MIN, FACTOR_MAX, &r->factor, err);
     if (!rc && r->type == ROPE_LLAMA3)
         rc = rope_parse_llama3(params, r, err);
     if (!rc && r->type == ROPE_YARN)
@@ -104,7 +108,7 @@ static int rope_parse_scaling(const json_t *config, const json_t *params, uint32
 static int rope_check_partial(const json_t *object, struct err *err)
 {
     double factor;
-    int rc = field_f64(object, "partial_rotary_factor", 1, 0, 1, &factor, err);
+    int rc = config_field_f64(object, "partial_rotary_factor", 1, 0, 1, &factor, err);
 
     if (!rc && factor != 1)
         rc = err_set(err, ERR_UNSUPPORTED, "partial_rotary_factor %g is not supported", factor);
@@ -113,21 +117,21 @@ static int rope_check_partial(const json_t *object, struct err *err)
 
 int rope_parse(const json_t *config, uint32_t max_position, struct rope *out, struct err *err)
 {
-    const json_t *params = field_get(config, "rope_scaling");
+    const json_t *params = config_field_get(config, "rope_scaling");
     const char *key = params ? "rope_scaling" : "rope_parameters";
     int rc;
 
     *out = (struct rope){.attention_factor = 1, .factor = 1};
     if (!params)
-        params = field_get(config, key);
+        params = config_field_get(config, key);
     if (params && !json_is_object(params))
         return err_set(err, ERR_INVALID, "%s is no object", key);
     if (json_object_get(params, "full_attention") || json_object_get(params, "sliding_attention"))
         return err_set(err, ERR_UNSUPPORTED, "%s by layer type is not supported", key);
     if ((rc = rope_check_partial(config, err)) || (rc = rope_check_partial(params, err)))
         return rc;
-    rc = field_f64(field_get(params, "rope_theta") ? params : config, "rope_theta", THETA_DEFAULT,
-                   1.001, 1e12, &out->theta, err);
+    rc = config_field_f64(config_field_get(params, "rope_theta") ? params : config, "rope_theta",
+                          THETA_DEFAULT, 1.001, 1e12, &out->theta, err);
     if (!rc)
         rc = rope_parse_type(params, &out->type, err);
     if (!rc && out->type != ROPE_DEFAULT)

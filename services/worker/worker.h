@@ -1,12 +1,12 @@
 /* The worker process: the bus on this thread, the engine on its own, so that heartbeats are
  * answered while a step or a load takes its time. */
-#ifndef PHALANX_WORKER_SERVICE_H
-#define PHALANX_WORKER_SERVICE_H
+#ifndef PHALANX_WORKER_WORKER_H
+#define PHALANX_WORKER_WORKER_H
 
 #include "common/err.h"
 #include "services/worker/engine.h"
 
-struct service_config {
+struct worker_config {
     const char *name;     /* "worker-0" */
     const char *endpoint; /* the scheduler's, for workers */
     uint64_t epoch;
@@ -16,7 +16,7 @@ struct service_config {
 
 /* Runs until SIGTERM or SIGINT (0), or until the scheduler is gone, refuses us or the engine fails
  * (1, after one log line). The process must end with that status; when the engine's thread is stuck
- * service_run does not return but ends it itself. */
-int service_run(const struct service_config *config);
+ * worker_run does not return but ends it itself. */
+int worker_run(const struct worker_config *config);
 
 #endif

@@ -1,0 +1,261 @@
+#include "services/worker/worker.h"
+
+#include "common/log.h"
+#include "common/metrics.h"
+#include "proto/bus.h"
+#include "proto/stats.h"
+#include "services/worker/runner.h"
+
+#include <signal.h>
+#include <unistd.h>
+
+#define STATS_PERIOD_MS 2000
+#define STOP_WAIT_MS 300 /* for the engine's thread, which may be in a collective */
+
+struct worker {
+    const struct worker_config *config;
+    uv_loop_t loop;
+    uv_async_t mail; /* something is in `out` */
+    uv_signal_t sigterm, sigint;
+    uv_timer_t timer;
+    struct bus *bus;
+    struct bus_peer *peer; /* the scheduler while it is up */
+    struct mailbox in, out;
+    struct runner runner;
+    struct metrics metrics;
+    struct proto_arena arena;
+    struct buf first; /* the oldest message while there is no peer */
+    bool stopping;
+    int status;
+};
+
+static void worker_stop(struct worker *w, int status)
+{
+    if (w->stopping)
+        return;
+    w->stopping = true;
+    w->status = status;
+    mailbox_close(&w->out); /* from here on the engine does not touch the loop */
+    uv_close((uv_handle_t *)&w->mail, NULL);
+    uv_close((uv_handle_t *)&w->sigterm, NULL);
+    uv_close((uv_handle_t *)&w->sigint, NULL);
+    uv_close((uv_handle_t *)&w->timer, NULL);
+    if (w->bus)
+        bus_close(&w->bus);
+}
+
+static void worker_fail(struct worker *w, const struct err *err)
+{
+    log_error("rank=%u \"%s\"", w->config->engine.rank, err->msg);
+    worker_stop(w, 1);
+}
+
+/* ---- from the engine to the scheduler ---- */
+
+static void note_metrics(struct worker *w, enum proto_type type, const void *message)
+{
+    const struct proto_loaded *loaded = message;
+    const struct proto_kv_ready *ready = message;
+
+    if (type == PROTO_LOADED)
+        metric_set(&w->metrics, METRIC_WEIGHT_BYTES, (double)loaded->weight_bytes);
+    if (type == PROTO_KV_READY)
+        metric_set(&w->metrics, METRIC_KV_BYTES, (double)ready->kv_bytes);
+}
+
+/* The engine is lost: that is said even if nobody listens. */
+static void rank_failed(struct worker *w, const struct proto_rank_failed *m)
+{
+    log_error("rank=%u \"%.*s\"", m->rank, (int)m->reason.len, m->reason.data);
+    if (w->peer)
+        (void)bus_send(w->peer, PROTO_RANK_FAILED, 0, m, NULL);
+    worker_stop(w, 1);
+}
+
+/* Sends what the engine has said. Without a peer the first message waits: it is LOADED or
+ * RANK_FAILED, and after LOADED the engine says nothing until it is asked. */
+static void forward(struct worker *w)
+{
+    struct proto_header header;
+    struct err err;
+    void *message;
+
+    while (!w->stopping && (w->first.len || mailbox_poll(&w->out, &w->first))) {
+        int rc = proto_decode(w->first.data, w->first.len, &w->arena, &header, &message, &err);
+
+        if (rc) {
+            worker_fail(w, &err);
+        } else if (header.type == PROTO_RANK_FAILED) {
+            rank_failed(w, message);
+        } else if (!w->peer) {
+            proto_arena_clear(&w->arena);
+            return;
+        } else {
+            note_metrics(w, header.type, message);
+            if (bus_send(w->peer, header.type, 0, message, &err))
+                worker_fail(w, &err);
+        }
+        proto_arena_clear(&w->arena);
+        buf_fini(&w->first);
+    }
+}
+
+static void on_mail(uv_async_t *handle)
+{
+    forward(handle->data);
+}
+
+static void notify(void *ctx)
+{
+    struct worker *w = ctx;
+
+    (void)uv_async_send(&w->mail);
+}
+
+static void on_timer(uv_timer_t *handle)
+{
+    struct worker *w = handle->data;
+    struct proto_stat stats[METRICS_COUNT];
+    struct proto_source source;
+    struct proto_stats message = {.sources = &source, .sources_count = 1};
+    struct err err;
+
+    if (!w->peer)
+        return;
+    metrics_sample_process(&w->metrics);
+    source = stats_source(&w->metrics, w->config->name, stats);
+    if (bus_send(w->peer, PROTO_STATS, 0, &message, &err))
+        worker_fail(w, &err);
+}
+
+/* ---- from the scheduler to the engine ---- */
+
+static void on_up(void *ctx, struct bus_peer *peer)
+{
+    struct worker *w = ctx;
+
+    w->peer = peer;
+    forward(w);
+}
+
+static void on_message(void *ctx, struct bus_peer *peer, const struct proto_header *header,
+                       const void *message)
+{
+    struct worker *w = ctx;
+    struct err err;
+    int rc;
+
+    (void)peer;
+    if (w->stopping)
+        return;
+    if (header->type == PROTO_KV_ALLOC || header->type == PROTO_STEP)
+        rc = mailbox_push(&w->in, header->type, message, &err);
+    else
+        rc = err_set(&err, ERR_PROTOCOL, "%s is not for a worker", proto_type_name(header->type));
+    if (rc)
+        worker_fail(w, &err);
+}
+
+static void on_down(void *ctx, struct bus_peer *peer, const char *reason)
+{
+    struct worker *w = ctx;
+    struct err err;
+
+    (void)peer;
+    w->peer = NULL;
+    if (w->stopping)
+        return;
+    (void)err_set(&err, ERR_PEER, "the scheduler is gone: %s", reason);
+    worker_fail(w, &err);
+}
+
+static void on_refused(void *ctx, const char *reason)
+{
+    struct worker *w = ctx;
+    struct err err;
+
+    (void)err_set(&err, ERR_PEER, "the scheduler refuses this worker: %s", reason);
+    worker_fail(w, &err);
+}
+
+/* ---- the process ---- */
+
+static void on_signal(uv_signal_t *handle, int number)
+{
+    struct worker *w = handle->data;
+
+    log_debug("signal=%d", number);
+    worker_stop(w, 0);
+}
+
+static int open_bus(struct worker *w, struct err *err)
+{
+    const struct worker_config *c = w->config;
+    struct bus_config bus = {
+        .loop = &w->loop,
+        .role = "worker",
+        .name = c->name,
+        .endpoint = c->endpoint,
+        .epoch = c->epoch,
+        .silence_ms_max = (int64_t)(c->heartbeat_timeout_s * 1e3),
+        .on = {.on_up = on_up,
+               .on_message = on_message,
+               .on_down = on_down,
+               .on_refused = on_refused},
+        .ctx = w,
+    };
+
+    return bus_connect(&bus, &w->bus, err);
+}
+
+static void open_handles(struct worker *w)
+{
+    (void)uv_loop_init(&w->loop);
+    (void)uv_async_init(&w->loop, &w->mail, on_mail);
+    (void)uv_signal_init(&w->loop, &w->sigterm);
+    (void)uv_signal_init(&w->loop, &w->sigint);
+    (void)uv_timer_init(&w->loop, &w->timer);
+    w->mail.data = w->sigterm.data = w->sigint.data = w->timer.data = w;
+    (void)uv_signal_start(&w->sigterm, on_signal, SIGTERM);
+    (void)uv_signal_start(&w->sigint, on_signal, SIGINT);
+    (void)uv_timer_start(&w->timer, on_timer, STATS_PERIOD_MS, STATS_PERIOD_MS);
+}
+
+static void worker_fini(struct worker *w)
+{
+    (void)uv_loop_close(&w->loop);
+    mailbox_fini(&w->in);
+    mailbox_fini(&w->out);
+    proto_arena_fini(&w->arena);
+    buf_fini(&w->first);
+}
+
+int worker_run(const struct worker_config *config)
+{
+    struct worker w = {.config = config};
+    struct err err = {0};
+    bool running = false;
+    int rc;
+
+    open_handles(&w);
+    mailbox_init(&w.in, NULL, NULL);
+    mailbox_init(&w.out, notify, &w);
+    w.runner = (struct runner){.config = config->engine, .in = &w.in, .out = &w.out};
+    w.runner.kind = engine_find(config->engine.device);
+    rc = w.runner.kind ? 0
+                       : err_set(&err, ERR_UNSUPPORTED, "--device %s is not supported",
+                                 config->engine.device);
+    if (!rc)
+        rc = open_bus(&w, &err);
+    if (!rc)
+        rc = runner_start(&w.runner, &err);
+    if (rc)
+        worker_fail(&w, &err);
+    else
+        running = true;
+    (void)uv_run(&w.loop, UV_RUN_DEFAULT);
+    if (running && !runner_stop(&w.runner, STOP_WAIT_MS))
+        _exit(w.status); /* its memory is still in use */
+    worker_fini(&w);
+    return w.status;
+}
