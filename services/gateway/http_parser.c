@@ -51,6 +51,8 @@ static int on_field_complete(llhttp_t *llhttp)
     struct http_parser *p = llhttp->data;
 
     p->reading = -1;
+    if (!p->name_len)
+        return refuse(p, 400, "malformed HTTP request: header field without a name");
     if (++p->fields_count > HTTP_FIELDS_MAX)
         return refuse(p, 431, "more than 100 header fields");
     if (p->head_done) /* trailers mean nothing here */

@@ -113,6 +113,7 @@ static void test_bad(void **state)
         {"GET / HTTP/1.1\r\nHost: x\r\nHost: y\r\n\r\n", 400}, /* two */
         {"GET / HTTP/1.1\r\nHost: x\r\nno colon\r\n\r\n", 400},
         {"GET / HTTP/1.1\r\nHost : x\r\n\r\n", 400},
+        {"GET / HTTP/1.1\r\nHost: x\r\n: y\r\n\r\n", 400},
         {"GET / HTTP/1.1\rHost: x\r\n\r\n", 400}, /* CR without LF */
         {"GET / HTTP/1.1\r\nHost: x\r\nA: b\rC: d\r\n\r\n", 400},
         {"CONNECT x:1 HTTP/1.1\r\nHost: x\r\n\r\n", 405},
