@@ -280,6 +280,8 @@ static void append_lossy(struct buf *out, const char *text, size_t len)
 {
     size_t good = 0;
 
+    if (!len)
+        return;
     for (size_t i = 0; i < len;) {
         uint32_t cp;
         int n = utf8_decode(text + i, len - i, &cp);
@@ -409,6 +411,7 @@ static void push_lossy(const struct tokenizer *t, struct decode_state *state, co
     const struct strings *raw = &t->decoder.raw;
     size_t base = out->len;
 
+    buf_reserve(out, 0);
     buf_append(out, state->pending.data, state->pending.len);
     buf_clear(&state->pending);
     for (size_t i = 0; i < count; i += CHUNK) {

@@ -1,13 +1,13 @@
 /* Text to ids: added tokens out of the raw text, then per section the normalizers, the added
  * tokens of normalised text, the pre-tokenizers and the model. */
 #include "common/mem.h"
+#include "common/utf8.h"
 #include "services/tokenizer/scratch.h"
 
-#include <malloc.h>
 #include <stdlib.h>
 #include <string.h>
 
-#define TEXT_BYTES_MAX (256u << 20)
+#define TEXT_BYTES_MAX (16u << 20)    /* merging takes about 40 times that at worst */
 #define SCRATCH_KEEP_BYTES (1u << 20) /* larger work buffers go back to the system */
 
 /* --- ids --- */
@@ -186,6 +186,10 @@ static void section_run(const struct section *z, const char *s, size_t len)
     }
     if (c->rc || !len)
         return;
+    if (z->t->regexes && !utf8_valid(s, len)) {
+        c->rc = err_set(&c->err, ERR_INVALID, "text is no valid UTF-8");
+        return;
+    }
     c->rc = normals_run(&z->t->normals, &s, &len, true, c->work, &c->err);
     if (c->rc || !len)
         return;
@@ -259,6 +263,8 @@ void tokenizer_shield(const struct tokenizer *t, const char *text, size_t len, s
 {
     size_t done = 0;
 
+    if (!len)
+        return;
     for (size_t i = 0; i < len; i++) {
         uint32_t token;
         size_t n;

@@ -248,6 +248,7 @@ struct tokenizer {
     struct normals normals;
     struct stages stages;
     struct decoder decoder;
+    bool regexes;                    /* PCRE2 is in use: it must not see ill-formed text */
     struct ids prefix, suffix;       /* of the post-processor */
     char *named[NAMED_MAX];          /* bos, eos, pad, unk */
     _Atomic(struct scratch *) *pool; /* owned: SCRATCH_POOL work areas or NULL */

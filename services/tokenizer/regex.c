@@ -11,6 +11,7 @@
 
 #define REGEX_BYTES_MAX 4096
 #define REGEX_MATCH_LIMIT 10000000
+#define REGEX_HEAP_KIB (256 * 1024)
 
 struct regex {
     pcre2_code *code;
@@ -116,8 +117,7 @@ int regex_new(const char *pattern, size_t len, struct regex **out, struct err *e
     r->limits = pcre2_match_context_create(NULL);
     if (r->limits) {
         (void)pcre2_set_match_limit(r->limits, REGEX_MATCH_LIMIT);
-        (void)pcre2_set_depth_limit(r->limits, 10000);
-        (void)pcre2_set_heap_limit(r->limits, 64 * 1024);
+        (void)pcre2_set_heap_limit(r->limits, REGEX_HEAP_KIB);
     }
     *out = r;
     return 0;
@@ -142,6 +142,9 @@ int regex_next(const struct regex *r, const char *s, size_t len, size_t from, si
     if (!data)
         return -1;
     rc = pcre2_match(r->code, (PCRE2_SPTR)s, len, from, PCRE2_NO_UTF_CHECK, data, r->limits);
+    if (rc == PCRE2_ERROR_JIT_STACKLIMIT) /* the interpreter works on the heap */
+        rc = pcre2_match(r->code, (PCRE2_SPTR)s, len, from, PCRE2_NO_UTF_CHECK | PCRE2_NO_JIT, data,
+                         r->limits);
     if (rc >= 0) {
         const PCRE2_SIZE *span = pcre2_get_ovector_pointer(data);
 

@@ -198,6 +198,8 @@ static int model_load(struct tokenizer *t, json_t *root, struct err *err)
     if (rc)
         return rc;
     (void)json_object_del(model, "merges");
+    for (size_t i = 0; i < STAGES_MAX; i++)
+        t->regexes |= t->stages.list[i].regex || t->normals.list[i].regex;
     rc = added_load(t, added, err);
     if (!rc)
         rc = decoder_load(&t->decoder, &t->vocab, json_object_get(root, "decoder"), err);
