@@ -20,12 +20,12 @@ int main(int argc, char **argv)
         .heartbeat_timeout_s = options_float(&o, OPT_HEARTBEAT_TIMEOUT),
     };
     log_init(config.name, log_get_level());
-    rc = service_new(&config, &service, &err);
+    rc = tokenizer_service_new(&config, &service, &err);
     if (!rc)
-        rc = service_run(service, &err);
+        rc = tokenizer_service_run(service, &err);
     if (rc)
         log_error("%s", err.msg);
-    service_free(&service);
+    tokenizer_service_free(&service);
     options_fini(&o);
     return rc ? 1 : 0;
 }

@@ -580,7 +580,8 @@ static int open_buses(struct service *s, const struct service_config *config, st
     return bus_connect(&out, &s->schedulers, err);
 }
 
-int service_new(const struct service_config *config, struct service **out, struct err *err)
+int tokenizer_service_new(const struct service_config *config, struct service **out,
+                          struct err *err)
 {
     struct service *s = mem_zalloc(sizeof *s);
     int64_t start_us = clock_mono_us();
@@ -608,7 +609,7 @@ int service_new(const struct service_config *config, struct service **out, struc
     return 0;
 }
 
-int service_run(struct service *s, struct err *err)
+int tokenizer_service_run(struct service *s, struct err *err)
 {
     (void)uv_run(&s->loop, UV_RUN_DEFAULT);
     if (s->status)
@@ -623,7 +624,7 @@ static void close_handle(uv_handle_t *handle, void *arg)
         uv_close(handle, NULL);
 }
 
-void service_free(struct service **self)
+void tokenizer_service_free(struct service **self)
 {
     struct service *s = *self;
     struct request *r, *next;

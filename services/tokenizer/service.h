@@ -18,10 +18,11 @@ struct service_config {
 };
 
 /* Loads the model folder's tokenizer and template, opens both buses. */
-int service_new(const struct service_config *config, struct service **out, struct err *err);
+int tokenizer_service_new(const struct service_config *config, struct service **out,
+                          struct err *err);
 
 /* Runs until SIGTERM or SIGINT (0), or until the scheduler refuses us (ERR_PROTOCOL). */
-int service_run(struct service *s, struct err *err);
-void service_free(struct service **self);
+int tokenizer_service_run(struct service *s, struct err *err);
+void tokenizer_service_free(struct service **self);
 
 #endif
