@@ -45,6 +45,16 @@ def metaspace(scheme, do_split):
     return t
 
 
+def gemma():
+    t = train_sentencepiece_style(added=flag_tokens())
+    t.normalizer = normalizers.Replace(" ", "\u2581")
+    t.pre_tokenizer = pre.Split(" ", "merged_with_previous")
+    t.decoder = decoders.Sequence(
+        [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()]
+    )
+    return t
+
+
 def strings_for_merges():
     d = json.loads(byte_level("qwen2", False).to_str())
     d["model"]["merges"] = [" ".join(m) for m in d["model"]["merges"]]
@@ -77,6 +87,7 @@ MAKERS = {
     "metaspace_always": lambda: metaspace("always", True),
     "metaspace_first": lambda: metaspace("first", False),
     "metaspace_never": lambda: metaspace("never", True),
+    "gemma": gemma,
     "normalizers": regex_replaced,
     "qwen2+shield": lambda: composed_apart("qwen2"),
     "o200k+shield": lambda: composed_apart("o200k"),

@@ -171,6 +171,10 @@ PRE_TOKENIZERS = {
     ),  # fmt: skip
     "digits": lambda: pre.Sequence([pre.Digits(True), byte_level(regex=True, prefix=True)]),
     "unknown": lambda: pre.Sequence([split(UNKNOWN), byte_level()]),
+    "unknown_marks": lambda: pre.Sequence(
+        [split(QWEN2.replace(r"]?\p{L}+", r"]?[\p{L}\p{M}]+").replace(r"[^\s\p{L}\p{N}]+",
+               r"[^\s\p{L}\p{M}\p{N}]+")), byte_level()]
+    ),  # fmt: skip
     "unknown_removed": lambda: pre.Sequence([split(r"\s+|[^\S\n]|\P{L}b", "removed"), byte_level()]),
 }
 for behavior in ("removed", "isolated", "merged_with_previous", "merged_with_next", "contiguous"):
