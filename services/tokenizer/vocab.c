@@ -5,6 +5,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#define IDS_UNUSED_MAX 65536 /* every id up to the largest takes memory */
+
 const char *strings_get(const struct strings *s, uint32_t id, size_t *len)
 {
     *len = s->start[id + 1] - s->start[id];
@@ -98,6 +100,9 @@ static int model_count(json_t *model, uint32_t *count, struct err *err)
         if (id >= *count)
             *count = (uint32_t)id + 1;
     }
+    if (*count > 2 * json_object_size(model) + IDS_UNUSED_MAX)
+        return err_set(err, ERR_LIMIT, "model.vocab: id %u with only %zu tokens", *count - 1,
+                       json_object_size(model));
     return 0;
 }
 
