@@ -1,0 +1,83 @@
+"""phalanx-worker alone: options, bad models and signals, without a scheduler."""
+
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import time
+
+import pytest
+
+REPO = pathlib.Path(__file__).resolve().parents[2]
+WORKER = pathlib.Path(os.environ.get("PHALANX_BIN", REPO / "build/release/bin")) / "phalanx-worker"
+CHECKPOINT = REPO / "tests/golden/checkpoints/llama-mha"
+
+
+def start(tmp_path, *args):
+    return subprocess.Popen(
+        [str(WORKER), f"--worker-endpoint=ipc://{tmp_path}/s", *map(str, args)],
+        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+
+def finish(process, seconds=30):
+    try:
+        return process.wait(seconds), process.stderr.read()
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.parametrize("args, line", [
+    (["--model-path", CHECKPOINT, "--rank", 2, "--tp", 2], "--rank 2, --tp-size is 2"),
+    (["--device", "cpu"], "--model-path is missing"),
+    (["--model-path", CHECKPOINT, "--tp", 2, "--device", "cpu"], "--comm-store is missing"),
+    (["--worker-endpoint=", "--device", "null"], "--worker-endpoint is missing"),
+])
+def test_options_that_can_not_be(tmp_path, args, line):
+    status, text = finish(start(tmp_path, *args))
+    assert status == 2
+    assert line in text and len(text.splitlines()) == 1
+
+
+def test_a_truncated_file_ends_the_rank(tmp_path):
+    model = tmp_path / "model"
+    shutil.copytree(CHECKPOINT, model)
+    weights = model / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:5000])
+    status, text = finish(start(tmp_path, "--model-path", model, "--device", "cpu"))
+    assert status == 1
+    assert "rank=0" in text and "model.safetensors: truncated" in text
+    assert len(text.splitlines()) == 1
+
+
+def test_no_such_device(tmp_path):
+    status, text = finish(start(tmp_path, "--model-path", CHECKPOINT, "--device", "cuda"))
+    assert status == 1
+    assert "backend cuda: no libphalanx-cuda.so" in text and len(text.splitlines()) == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_a_rank_that_waits_for_the_others(tmp_path, number):
+    """Rank 1 never comes: rank 0 is inside a collective with ten minutes to go."""
+    store = tmp_path / "store"
+    store.mkdir()
+    process = start(tmp_path, "--model-path", CHECKPOINT, "--device", "cpu", "--tp", 2,
+                    "--comm-store", store)
+    deadline = time.monotonic() + 30
+    while not any(store.iterdir()) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert any(store.iterdir()) and process.poll() is None
+    process.send_signal(number)
+    status, text = finish(process)
+    assert status == 0, text
+
+
+def test_a_signal_ends_a_rank_that_waits_for_a_scheduler(tmp_path):
+    process = start(tmp_path, "--model-path", CHECKPOINT, "--device", "cpu")
+    lines = [process.stderr.readline() for _ in range(2)]
+    assert lines[0].startswith("Loading weights: ")
+    assert lines[1].startswith("Rank 0: weights 0.")
+    process.terminate()
+    status, text = finish(process)
+    assert status == 0 and text == ""
