@@ -122,6 +122,8 @@ class Server:
                 self.process.wait()
                 raise AssertionError(f"serve did not end on SIGTERM:\n{self.log()}")
         self.log_file.close()
+        found = re.search(r"(Sanitizer: |runtime error: ).*", self.log())
+        assert not found, f"{found[0]}\n{self.log()}"
         return self.process.returncode
 
     def __enter__(self):
