@@ -148,15 +148,26 @@ static void on_limit(uv_timer_t *timer)
     (void)kill(p->pid, SIGKILL);
 }
 
+/* What the child runs: this executable anew, so that nothing of the bus's libraries is shared. */
+static int worker_main(char **argv)
+{
+    struct worker_config config = {
+        .name = "worker-0",
+        .endpoint = argv[2],
+        .epoch = 3,
+        .heartbeat_timeout_s = 1,
+        .engine =
+            {.model_dir = "", .device = argv[3], .dtype = "auto", .tp_size = 1, .page_size = 4},
+    };
+
+    log_init("worker-0", LOG_ERROR + 1);
+    return worker_run(&config);
+}
+
 /* Runs the worker in a process of its own; returns its exit status. */
-static int play(struct play *p, const char *accepts, const struct engine_config *engine)
+static int play(struct play *p, const char *accepts, const char *device)
 {
     char dir[] = "/tmp/phalanx-test-XXXXXX", endpoint[64], command[64];
-    struct worker_config config = {.name = "worker-0",
-                                    .endpoint = endpoint,
-                                    .epoch = 3,
-                                    .heartbeat_timeout_s = 1,
-                                    .engine = *engine};
     struct bus_config bus = {.loop = &p->loop,
                              .role = "scheduler",
                              .name = "scheduler-0",
@@ -171,8 +182,8 @@ static int play(struct play *p, const char *accepts, const struct engine_config 
     (void)snprintf(endpoint, sizeof endpoint, "ipc://%s/s", dir);
     p->pid = fork();
     if (p->pid == 0) {
-        log_init("worker-0", LOG_ERROR + 1);
-        exit(worker_run(&config));
+        (void)execl("/proc/self/exe", "test_worker", "worker", endpoint, device, (char *)NULL);
+        _exit(127);
     }
     assert_int_equal(uv_loop_init(&p->loop), 0);
     if (bus_bind(&bus, &p->bus, &err))
@@ -191,15 +202,12 @@ static int play(struct play *p, const char *accepts, const struct engine_config 
     return WEXITSTATUS(p->status);
 }
 
-static const struct engine_config null_engine = {
-    .model_dir = "", .device = "null", .dtype = "auto", .tp_size = 1, .page_size = 4};
-
 static void steps_are_answered_and_sigterm_ends_well(void **state)
 {
     struct play p = {0};
 
     (void)state;
-    assert_int_equal(play(&p, "worker", &null_engine), 0);
+    assert_int_equal(play(&p, "worker", "null"), 0);
     assert_int_equal(p.tokens_count, TOKENS);
     for (uint32_t i = 0; i < TOKENS; i++)
         assert_int_equal(p.tokens[i], null_token(SEED, i, NULL_VOCAB_SIZE, NULL, 0));
@@ -211,19 +219,16 @@ static void a_bad_step_ends_the_rank(void **state)
     struct play p = {.bad_step = true};
 
     (void)state;
-    assert_int_equal(play(&p, "worker", &null_engine), 1);
+    assert_int_equal(play(&p, "worker", "null"), 1);
     assert_string_equal(p.failure, "step 1: slot 7, there are 2");
 }
 
 static void a_load_that_fails_ends_it(void **state)
 {
-    struct engine_config engine = null_engine;
     struct play p = {0};
 
     (void)state;
-    engine.model_dir = "tests/unit/worker"; /* no model, and no config.json either */
-    engine.device = "cpu";
-    assert_int_equal(play(&p, "worker", &engine), 1);
+    assert_int_equal(play(&p, "worker", "cpu"), 1); /* no model, no config.json */
     assert_false(p.loaded);
 }
 
@@ -232,7 +237,7 @@ static void without_a_scheduler_it_ends(void **state)
     struct play p = {.leave = true};
 
     (void)state;
-    assert_int_equal(play(&p, "worker", &null_engine), 1);
+    assert_int_equal(play(&p, "worker", "null"), 1);
     assert_true(p.ready);
 }
 
@@ -241,7 +246,7 @@ static void sigterm_while_it_waits(void **state)
     struct play p = {.hold_loaded = true};
 
     (void)state;
-    assert_int_equal(play(&p, "worker", &null_engine), 0);
+    assert_int_equal(play(&p, "worker", "null"), 0);
     assert_true(p.loaded && !p.ready);
 }
 
@@ -250,11 +255,11 @@ static void refused_it_ends(void **state)
     struct play p = {0};
 
     (void)state;
-    assert_int_equal(play(&p, "tokenizer", &null_engine), 1);
+    assert_int_equal(play(&p, "tokenizer", "null"), 1);
     assert_false(p.loaded);
 }
 
-int main(void)
+int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(steps_are_answered_and_sigterm_ends_well),
@@ -265,5 +270,7 @@ int main(void)
         cmocka_unit_test(refused_it_ends),
     };
 
+    if (argc == 4 && !strcmp(argv[1], "worker"))
+        return worker_main(argv);
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
