@@ -185,10 +185,11 @@ bool backend_ready(const struct backend *b, const char **why)
 void backend_abort(struct backend *b, uint64_t rid, const char *reason)
 {
     struct proto_abort message = {.reason = proto_str(reason)};
+    struct err err = {0};
 
     pending_remove(&b->pending, rid);
     if (message.reason.len > 128)
         message.reason.len = 128;
-    if (b->peer)
-        (void)bus_send(b->peer, PROTO_ABORT, rid, &message, NULL);
+    if (b->peer && bus_send(b->peer, PROTO_ABORT, rid, &message, &err))
+        log_warn("rid=%llu \"ABORT was not sent: %s\"", (unsigned long long)rid, err.msg);
 }

@@ -5,6 +5,7 @@
 #include "common/mem.h"
 #include "services/gateway/reply.h"
 
+#include <malloc.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -100,6 +101,41 @@ void call_start(struct conn *c, const struct dialect *dialect, struct params *pa
     conn_request_release(c);
 }
 
+/* A tree costs up to a hundred times its text: what it is made of is counted before one is built,
+ * so that no body holds the loop or the memory for long. */
+static int body_count(const struct buf *text, struct problem *problem)
+{
+    size_t containers = 0, keys = 0, values = 0;
+    bool in_string = false;
+
+    for (size_t i = 0; i < text->len; i++) {
+        char c = text->data[i];
+
+        if (in_string && c == '\\')
+            i++;
+        else if (c == '"')
+            in_string = !in_string;
+        else if (!in_string) {
+            containers += c == '[' || c == '{';
+            keys += c == ':';
+            values += c == ',';
+        }
+    }
+    if (containers > HTTP_JSON_CONTAINERS_MAX)
+        return problem_set(problem, 400, "invalid_json", NULL,
+                           "the body has %zu objects and lists: at most %d are allowed", containers,
+                           HTTP_JSON_CONTAINERS_MAX);
+    if (keys > HTTP_JSON_KEYS_MAX)
+        return problem_set(problem, 400, "invalid_json", NULL,
+                           "the body has %zu keys: at most %d are allowed", keys,
+                           HTTP_JSON_KEYS_MAX);
+    if (values > HTTP_JSON_VALUES_MAX)
+        return problem_set(problem, 400, "invalid_json", NULL,
+                           "the body has %zu values: at most %d are allowed", values,
+                           HTTP_JSON_VALUES_MAX);
+    return 0;
+}
+
 static int body_parse(struct conn *c, json_t **body, struct problem *problem)
 {
     const struct buf *text = &c->http.body;
@@ -107,6 +143,8 @@ static int body_parse(struct conn *c, json_t **body, struct problem *problem)
 
     if (!text->len)
         return problem_set(problem, 400, NULL, NULL, "the body is empty: must be a JSON object");
+    if (body_count(text, problem))
+        return -1;
     if (json_parse(text->data, text->len, HTTP_JSON_DEPTH_MAX, body, &err))
         return problem_set(problem, 400, "invalid_json", NULL, "%s", err.msg);
     return 0;
@@ -117,6 +155,7 @@ void call_serve(struct conn *c, const struct dialect *dialect)
     struct problem problem = {0};
     struct params params = {0};
     json_t *body = NULL;
+    bool large = c->http.body.len >= HTTP_TRIM_BYTES;
     const char *why;
 
     if (!backend_ready(&c->gw->backend, &why))
@@ -129,4 +168,6 @@ void call_serve(struct conn *c, const struct dialect *dialect)
         call_start(c, dialect, &params);
     params_fini(&params);
     json_decref(body);
+    if (large)
+        (void)malloc_trim(0);
 }
