@@ -17,7 +17,10 @@ $(O)/venv/ready: tests/requirements.txt
 	$(Q)$(O)/venv/bin/python -m pip install -q --disable-pip-version-check -r $<
 	$(Q)touch $@
 
+# All cores, unless make was told how many.
+JOBS = $(if $(filter -j%,$(MAKEFLAGS)),,-j$(shell nproc))
+
 # Serves the demo model on the CPU. make run ARGS="--port 8000"
 run: deps
-	$(Q)$(MAKE) --no-print-directory all
+	$(Q)$(MAKE) --no-print-directory $(JOBS) all
 	@exec $(BUILD)/bin/phalanx serve --model-path deploy/demo-model --device cpu --tp 2 $(ARGS)

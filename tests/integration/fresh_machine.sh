@@ -20,7 +20,7 @@ say() { echo "fresh_machine: $*"; }
 inside() { "$engine" exec -i -w /src "$name" "$@"; }
 
 # Processes of ours in the container.
-ours() { inside sh -c 'for p in /proc/[0-9]*; do tr "\0" " " <"$p/cmdline" 2>/dev/null | grep -o "bin/[p]halanx[a-z-]*" || :; done'; }
+ours() { inside sh -c 'for p in /proc/[0-9]*; do cat "$p/cmdline" 2>/dev/null | tr "\0" " " | grep -o "bin/[p]halanx[a-z-]*" || :; done'; }
 
 git clone -q "$root" "$work/src"
 extra=()
@@ -55,7 +55,7 @@ if [ "$what" != test ]; then
     grep -q '"content"' "$work/answer" || { say "no answer"; exit 1; }
     # What Ctrl-C does: SIGINT to make and to the launcher.
     inside sh -c 'for p in /proc/[0-9]*; do
-        case "$(tr "\0" " " <"$p/cmdline" 2>/dev/null)" in
+        case "$(cat "$p/cmdline" 2>/dev/null | tr "\0" " ")" in
         "make run"* | *bin/[p]"halanx serve"*) kill -INT "${p#/proc/}" ;;
         esac; done' || true
     for _ in $(seq 50); do
