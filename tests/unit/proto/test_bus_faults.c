@@ -268,6 +268,7 @@ static pid_t echo_start(const char *where, const char *side)
     char *arguments[] = {path, mem_strdup("echo"), mem_strdup(where), mem_strdup(side), NULL};
     pid_t pid = fork();
     if (pid == 0) {
+        prctl(PR_SET_PDEATHSIG, SIGKILL); /* a test that fails leaves no stopped process behind */
         execv(path, arguments);
         _exit(127);
     }
