@@ -93,7 +93,7 @@ as_root() {
     elif command -v sudo >/dev/null; then
         sudo "$@"
     else
-        echo "Root is needed for: $*" >&2
+        echo "Root is needed to install them, and there is no sudo here: run \`make deps\` as root" >&2
         return 1
     fi
 }
@@ -105,7 +105,7 @@ if ! command -v apt-get >/dev/null; then
     echo "$lacking" | while read -r check package others; do echo "  $package" >&2; done
     exit 1
 fi
-echo "Looking for packages (apt-get update) ..."
+echo "Missing: $(echo "$lacking" | while read -r check package others; do printf '%s ' "$package"; done)"
 as_root apt-get update -qq || exit 1
 packages=$(echo "$lacking" | while read -r check candidates; do
     for c in $candidates; do
