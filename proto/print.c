@@ -7,7 +7,7 @@
 #define DUMP_NUMBERS 16
 #define DUMP_RECORDS 8
 
-static void dump_fields(const struct record *record, const void *base, const char *between,
+static void dump_fields(const struct record *record, const void *base, const char *before,
                         struct buf *out);
 
 static void dump_str(const struct proto_str *s, struct buf *out)
