@@ -52,8 +52,8 @@ static int runner_kv_alloc(struct runner *r, const struct proto_kv_alloc *m, str
     if (rc)
         return rc;
     r->kind->info(r->engine, &info);
-    log_say("Rank %u: KV pool %u pages of %u tokens, %.1f MB", r->config.rank, m->num_pages,
-            r->config.page_size, megabytes(info.kv_bytes));
+    log_info("rank=%u kv_pages=%u page_size=%u kv_mb=%.1f", r->config.rank, m->num_pages,
+             r->config.page_size, megabytes(info.kv_bytes));
     ready.kv_bytes = info.kv_bytes;
     return mailbox_push(r->out, PROTO_KV_READY, &ready, err);
 }
