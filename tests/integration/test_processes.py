@@ -69,8 +69,9 @@ class Node:
         pids = pathlib.Path("/proc/%d/task/%d/children" % (pid, pid)).read_text().split()
         named = {}
         for child in map(int, pids):
-            name = [w for w in command_line(child) if w.startswith("--name=")][0]
-            named[name.split("=")[1]] = child
+            for word in command_line(child):  # none yet between fork and exec
+                if word.startswith("--name="):
+                    named[word.split("=")[1]] = child
         return named
 
     def post(self, path, body):
