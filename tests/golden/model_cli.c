@@ -191,6 +191,14 @@ static void rank_main(struct run *r, struct engine_config *config, const char *m
     run_all(r, mode);
 }
 
+static void run_fini(struct run *r)
+{
+    r->kind->free(&r->engine);
+    for (uint32_t i = 0; i < r->count; i++)
+        free(r->prompts[i].ids);
+    free(r->prompts);
+}
+
 int main(int argc, char **argv)
 {
     struct run r = {0};
@@ -221,7 +229,7 @@ int main(int argc, char **argv)
         if (pid == 0) {
             config.rank = rank;
             rank_main(&r, &config, argv[6]);
-            r.kind->free(&r.engine);
+            run_fini(&r);
             return 0;
         }
     }
@@ -233,9 +241,6 @@ int main(int argc, char **argv)
     }
     if (!failed)
         print(&r);
-    r.kind->free(&r.engine);
-    for (uint32_t i = 0; i < r.count; i++)
-        free(r.prompts[i].ids);
-    free(r.prompts);
+    run_fini(&r);
     return failed;
 }
