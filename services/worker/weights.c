@@ -1,4 +1,4 @@
-#include "services/worker/weights.h"
+#include "services/worker/weights_plan.h"
 
 #include "common/mem.h"
 #include "services/worker/dummy.h"
@@ -10,203 +10,6 @@
 #include <string.h>
 
 #define STAGING_BYTES (8u << 20)
-#define PARTS_MAX 3
-#define NAME_MAX_BYTES 128
-
-/* A block of one tensor of the checkpoint: `rows` of (full_rows, full_cols) from `row` on and
- * `cols` columns from `col` on; it becomes the next `pad_rows` x `pad_cols` of the weight, zeros
- * where there is none. full_rows == 0: one dimension (full_cols). */
-struct part {
-    char name[NAME_MAX_BYTES];
-    uint64_t full_rows, full_cols;
-    uint64_t row, rows, col, cols;
-    uint64_t pad_rows, pad_cols;
-};
-
-/* One weight of the device. Parts lie below each other, in a vector beside each other. */
-struct item {
-    struct weight **out;
-    enum weight_kind kind;
-    struct part parts[PARTS_MAX];
-    uint32_t part_count;
-};
-
-struct plan {
-    struct item *items;
-    uint32_t count;
-};
-
-int shard_init(struct shard *s, const struct model_config *c, uint32_t rank, uint32_t tp_size,
-               struct err *err)
-{
-    uint32_t vocab = (c->vocab_size + tp_size - 1) / tp_size;
-    uint64_t begin;
-
-    if (c->heads % tp_size)
-        return err_set(err, ERR_INVALID,
-                       "--tp-size %u does not divide the model's %u attention heads", tp_size,
-                       c->heads);
-    if (c->kv_heads % tp_size && tp_size % c->kv_heads)
-        return err_set(err, ERR_INVALID,
-                       "--tp-size %u neither divides the model's %u KV heads nor is a multiple",
-                       tp_size, c->kv_heads);
-    *s = (struct shard){.rank = rank, .tp_size = tp_size};
-    s->heads = c->heads / tp_size;
-    s->head_begin = rank * s->heads;
-    s->kv_heads = c->kv_heads >= tp_size ? c->kv_heads / tp_size : 1;
-    s->kv_head_begin = (uint32_t)((uint64_t)rank * c->kv_heads / tp_size);
-    s->intermediate = (c->intermediate + tp_size - 1) / tp_size;
-    begin = (uint64_t)rank * s->intermediate;
-    s->intermediate_begin = (uint32_t)(begin < c->intermediate ? begin : c->intermediate);
-    s->intermediate_real = c->intermediate - s->intermediate_begin;
-    if (s->intermediate_real > s->intermediate)
-        s->intermediate_real = s->intermediate;
-    begin = (uint64_t)rank * vocab;
-    s->vocab_begin = (uint32_t)(begin < c->vocab_size ? begin : c->vocab_size);
-    s->vocab_count = c->vocab_size - s->vocab_begin;
-    if (s->vocab_count > vocab)
-        s->vocab_count = vocab;
-    return 0;
-}
-
-/* ---- the plan ---- */
-
-static struct item *plan_item(struct plan *p, struct weight **out, enum weight_kind kind)
-{
-    struct item *item = &p->items[p->count++];
-
-    *item = (struct item){.out = out, .kind = kind};
-    return item;
-}
-
-/* The next part: rows of a (full_rows, cols) matrix. */
-static struct part *part_rows(struct item *item, uint64_t full_rows, uint64_t cols, uint64_t row,
-                              uint64_t rows)
-{
-    struct part *p = &item->parts[item->part_count++];
-
-    *p = (struct part){.full_rows = full_rows,
-                       .full_cols = cols,
-                       .row = row,
-                       .rows = rows,
-                       .cols = cols,
-                       .pad_rows = rows,
-                       .pad_cols = cols};
-    return p;
-}
-
-/* The next part: columns of a (rows, full_cols) matrix; rows == 0: elements of a vector. */
-static struct part *part_cols(struct item *item, uint64_t rows, uint64_t full_cols, uint64_t col,
-                              uint64_t cols)
-{
-    struct part *p = &item->parts[item->part_count++];
-
-    *p = (struct part){.full_rows = rows,
-                       .full_cols = full_cols,
-                       .rows = rows ? rows : 1,
-                       .col = col,
-                       .cols = cols,
-                       .pad_rows = rows ? rows : 1,
-                       .pad_cols = cols};
-    return p;
-}
-
-static void part_name(struct part *p, uint32_t layer, const char *suffix)
-{
-    (void)snprintf(p->name, sizeof p->name, "model.layers.%u.%s", layer, suffix);
-}
-
-static void plan_vector(struct plan *p, struct weight **out, uint32_t layer, const char *suffix,
-                        uint32_t cols)
-{
-    part_name(part_cols(plan_item(p, out, WEIGHT_VECTOR), 0, cols, 0, cols), layer, suffix);
-}
-
-static void plan_qkv(struct plan *p, struct layer_weights *w, uint32_t layer,
-                     const struct model_config *c, const struct shard *s)
-{
-    static const char *const names[] = {"q_proj", "k_proj", "v_proj"};
-    struct item *qkv = plan_item(p, &w->qkv, WEIGHT_MATRIX);
-    struct item *bias = c->qkv_bias ? plan_item(p, &w->qkv_bias, WEIGHT_VECTOR) : NULL;
-    char suffix[64];
-
-    for (int i = 0; i < 3; i++) {
-        uint64_t d = c->head_dim;
-        uint64_t full = d * (i ? c->kv_heads : c->heads);
-        uint64_t row = d * (i ? s->kv_head_begin : s->head_begin);
-        uint64_t rows = d * (i ? s->kv_heads : s->heads);
-
-        (void)snprintf(suffix, sizeof suffix, "self_attn.%s.weight", names[i]);
-        part_name(part_rows(qkv, full, c->hidden, row, rows), layer, suffix);
-        if (!bias)
-            continue;
-        (void)snprintf(suffix, sizeof suffix, "self_attn.%s.bias", names[i]);
-        part_name(part_cols(bias, 0, full, row, rows), layer, suffix);
-    }
-}
-
-static void plan_mlp(struct plan *p, struct layer_weights *w, uint32_t layer,
-                     const struct model_config *c, const struct shard *s)
-{
-    struct item *gate_up = plan_item(p, &w->gate_up, WEIGHT_GATE_UP);
-    struct item *down = plan_item(p, &w->down, WEIGHT_MATRIX);
-    struct part *part;
-
-    for (int i = 0; i < 2; i++) {
-        part = part_rows(gate_up, c->intermediate, c->hidden, s->intermediate_begin,
-                         s->intermediate_real);
-        part->pad_rows = s->intermediate;
-        part_name(part, layer, i ? "mlp.up_proj.weight" : "mlp.gate_proj.weight");
-    }
-    part = part_cols(down, c->hidden, c->intermediate, s->intermediate_begin, s->intermediate_real);
-    part->pad_cols = s->intermediate;
-    part_name(part, layer, "mlp.down_proj.weight");
-}
-
-static void plan_layer(struct plan *p, struct layer_weights *w, uint32_t layer,
-                       const struct model_config *c, const struct shard *s)
-{
-    struct item *o;
-
-    plan_vector(p, &w->input_norm, layer, "input_layernorm.weight", c->hidden);
-    plan_qkv(p, w, layer, c, s);
-    if (c->kind->qk_norm) {
-        plan_vector(p, &w->q_norm, layer, "self_attn.q_norm.weight", c->head_dim);
-        plan_vector(p, &w->k_norm, layer, "self_attn.k_norm.weight", c->head_dim);
-    }
-    o = plan_item(p, &w->o, WEIGHT_MATRIX);
-    part_name(part_cols(o, c->hidden, (uint64_t)c->heads * c->head_dim,
-                        (uint64_t)s->head_begin * c->head_dim, (uint64_t)s->heads * c->head_dim),
-              layer, "self_attn.o_proj.weight");
-    plan_vector(p, &w->post_norm, layer, "post_attention_layernorm.weight", c->hidden);
-    plan_mlp(p, w, layer, c, s);
-}
-
-#define ITEMS_PER_LAYER 9
-#define ITEMS_BESIDE_LAYERS 3
-
-static void plan_make(struct plan *p, struct weights *w, const struct model_config *c,
-                      const struct shard *s)
-{
-    struct part *part;
-
-    p->items =
-        mem_array((size_t)c->layers * ITEMS_PER_LAYER + ITEMS_BESIDE_LAYERS, sizeof *p->items);
-    part = part_rows(plan_item(p, &w->embed, WEIGHT_EMBED), c->vocab_size, c->hidden,
-                     s->vocab_begin, s->vocab_count);
-    (void)snprintf(part->name, sizeof part->name, "model.embed_tokens.weight");
-    for (uint32_t i = 0; i < c->layers; i++)
-        plan_layer(p, &w->layers[i], i, c, s);
-    part = part_cols(plan_item(p, &w->norm, WEIGHT_VECTOR), 0, c->hidden, 0, c->hidden);
-    (void)snprintf(part->name, sizeof part->name, "model.norm.weight");
-    if (c->tied)
-        return;
-    part = part_rows(plan_item(p, &w->lm_head, WEIGHT_MATRIX), c->vocab_size, c->hidden,
-                     s->vocab_begin, s->vocab_count);
-    (void)snprintf(part->name, sizeof part->name, "lm_head.weight");
-}
-
-/* ---- loading ---- */
 
 struct loader {
     const struct weights_config *config;
@@ -423,7 +226,7 @@ int weights_load(const struct weights_config *config, const struct ops *ops, str
     int rc;
 
     *out = (struct weights){.layers = mem_array(config->model->layers, sizeof *out->layers)};
-    plan_make(&plan, out, config->model, config->shard);
+    plan_init(&plan, out, config->model, config->shard);
     rc = plan_check(&plan, config->checkpoint, &bytes, err);
     if (!rc)
         rc = check_o_bias(config, err);
@@ -438,7 +241,7 @@ int weights_load(const struct weights_config *config, const struct ops *ops, str
         out->lm_head = out->embed;
 out:
     free(l.staging);
-    free(plan.items);
+    plan_fini(&plan);
     if (rc)
         weights_fini(out);
     return rc;
