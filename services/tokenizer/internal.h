@@ -244,7 +244,7 @@ struct tokenizer {
     struct bpe bpe;
     struct added_set added;      /* looked for in the text as it is */
     struct added_set normalized; /* looked for in normalised text */
-    struct added_set contents;   /* of all added tokens, for the shield */
+    struct added_set contents;   /* of special tokens, for the shield */
     struct normals normals;
     struct stages stages;
     struct decoder decoder;

@@ -55,7 +55,7 @@ static int added_one(struct tokenizer *t, const json_t *row, struct err *err)
     if (special)
         t->vocab.kind[token.id] |= TOKEN_SPECIAL;
     /* Blank and one-byte contents can not be broken up, nor do they need to be. */
-    if (len > 1 && !is_blank(text, len))
+    if (special && len > 1 && !is_blank(text, len))
         added_insert(&t->contents, text, len, token);
     if (normalized ? json_is_true(normalized) : !special) {
         rc = normals_run(&t->normals, &text, &len, true, work, err);

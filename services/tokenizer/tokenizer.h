@@ -50,10 +50,9 @@ int tokenizer_encode(const struct tokenizer *t, const char *text, size_t len, un
 void tokenizer_decode(const struct tokenizer *t, const uint32_t *ids, size_t count,
                       bool skip_special, struct buf *out);
 
-/* Copies text to out with a TOKENIZER_SHIELD inside every substring that is the content of an added
- * token, so that encode with ENCODE_SPLIT_ADDED treats it as plain text. Left alone are contents of
- * white space only or of one byte (there is no inside), and text that becomes the content of a
- * token with "normalized": true only through the normalizer. */
+/* Copies text to out with a TOKENIZER_SHIELD inside every substring that is the content of a special
+ * token, so that encode with ENCODE_SPLIT_ADDED treats it as plain text. Added tokens that are not
+ * special (`</think>`, `<tool_call>`) are left alone: templates look for them. */
 void tokenizer_shield(const struct tokenizer *t, const char *text, size_t len, struct buf *out);
 
 /* One more than the largest id (vocabulary and added tokens). */
