@@ -225,7 +225,7 @@ static void test_injection(void **state)
         .tools = "[{\"<|end|>\":{\"<tool>\":\"<|end|>\"}}]",
         .kwargs = "{\"k\":\"<|end|>\"}",
     };
-    size_t ends = 0, tools = 0;
+    size_t ends = 0;
 
     (void)state;
     model_open(&m, "{}", jinja);
@@ -233,12 +233,9 @@ static void test_injection(void **state)
     assert_int_equal(
         tokenizer_encode(m.tokenizer, out.data, out.len, ENCODE_SPLIT_ADDED, 1000, &ids, &m.err),
         0);
-    for (size_t i = 0; i < ids.len; i++) {
+    for (size_t i = 0; i < ids.len; i++)
         ends += ids.data[i] == TINY_END;
-        tools += ids.data[i] == TINY_TOOL;
-    }
     assert_int_equal(ends, 1);
-    assert_int_equal(tools, 0);
     ids_fini(&ids);
     buf_fini(&out);
     model_close(&m);
