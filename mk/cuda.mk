@@ -1,1 +1,57 @@
-# cuda
+# The CUDA backend, built when nvcc is found. Host code is C, compiled as everything is; kernels are
+# built for Hopper and, as sm_80 code and PTX, for whatever else there is from Ampere on.
+NVCC := $(shell command -v nvcc 2>/dev/null)
+CUDA_BACKEND := $(LIB)/libphalanx-cuda.so
+
+ifneq ($(NVCC),)
+CUDA_HOME := $(patsubst %/bin/nvcc,%,$(realpath $(NVCC)))
+CUDA_GENCODE ?= -gencode=arch=compute_90a,code=sm_90a -gencode=arch=compute_80,code=[sm_80,compute_80]
+NVCC_FLAGS := -O3 -g -std=c++17 $(CUDA_GENCODE) -Xcompiler=-fPIC,-fvisibility=hidden,-Wall,-Wextra
+ifdef CI
+NVCC_FLAGS += -Werror=all-warnings
+endif
+
+DIR_cuda := kernels/cuda
+SEES_cuda := common kernels
+$(eval $(call library,cuda))
+OBJ_cuda_cu := $(patsubst %.cu,$(BUILD)/obj/%.cu.o,$(wildcard kernels/cuda/*.cu))
+$(OBJ_cuda): OPT += -fvisibility=hidden
+$(OBJ_cuda): CPPFLAGS_ALL += -isystem $(CUDA_HOME)/include
+$(OBJ_cuda_cu): | $(BUILD)/inc/cuda
+# Penalties round as in the reference.
+$(BUILD)/obj/kernels/cuda/sample.cu.o: NVCC_FLAGS += --fmad=false
+
+$(BUILD)/obj/%.cu.o: %.cu
+	$(call say,NVCC,$<)
+	@mkdir -p $(@D)
+	$(Q)$(NVCC) -I$(BUILD)/inc/cuda $(NVCC_FLAGS) -MMD -MP -MF $(@:.o=.d) -c $< -o $@
+
+$(CUDA_BACKEND): $(OBJ_cuda) $(OBJ_cuda_cu) $(BUILD)/libcommon.a
+	$(call say,LD,$@)
+	@mkdir -p $(@D)
+	$(Q)$(CXX) $(LDFLAGS_ALL) -shared -Wl,-Bsymbolic -Wl,--exclude-libs,ALL $^ -L$(CUDA_HOME)/lib64 \
+		-Wl,-rpath,'$$ORIGIN' -Wl,-rpath,$(CUDA_HOME)/lib64 \
+		-lcudart_static -lcublasLt -lnccl -lrt -ldl -lm -o $@
+
+.PHONY: cuda
+cuda: $(CUDA_BACKEND)
+all: $(CUDA_BACKEND)
+else
+.PHONY: cuda
+cuda:
+	@echo "cuda: nvcc is not on the PATH"; exit 2
+endif
+
+# Kernel tests compare backends; they link with nothing but the common library, and skip without a
+# GPU. Programs named bench_ are built and not run.
+KERNEL_TEST_SRC := $(wildcard tests/kernels/*.c)
+KERNEL_TEST_BIN := $(patsubst tests/kernels/%.c,$(BUILD)/tests/kernels/%,$(filter-out %/support.c,$(KERNEL_TEST_SRC)))
+$(BUILD)/tests/kernels/%: tests/kernels/%.c tests/kernels/support.c $(BUILD)/libcommon.a | $(BUILD)/inc/tests
+	$(call say,TEST,$@)
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(CPPFLAGS_ALL) -I$(BUILD)/inc/tests $(CFLAGS_ALL) -Wno-missing-prototypes -MMD -MP \
+		$< tests/kernels/support.c $(LDFLAGS_ALL) $(BUILD)/libcommon.a -lcmocka -ldl -lm -o $@
+
+.PHONY: test-kernels
+test-kernels: $(if $(NVCC),$(CUDA_BACKEND)) $(CPU_BACKEND) $(KERNEL_TEST_BIN)
+	$(Q)BUILD=$(BUILD) mk/run-unit.sh $(filter $(BUILD)/tests/kernels/test_%,$(KERNEL_TEST_BIN))

@@ -1,0 +1,193 @@
+/* The CUDA backend's own types. One GPU and one stream a rank. Activations and KV are bf16 or f16,
+ * whichever the model's matrices are (set by the first); the residual stream, norms' weights,
+ * logits and all sums are float32.
+ *
+ * Slots live in device memory. Whatever the host changes (a new slot, pages, the step's rows) is
+ * collected as patches in a pinned buffer and goes over in one copy at step_begin. */
+#ifndef PHALANX_KERNELS_CUDA_CUDA_H
+#define PHALANX_KERNELS_CUDA_CUDA_H
+
+#include "kernels/cuda/launch.h"
+#include "kernels/ops.h"
+
+#include <cublasLt.h>
+#include <cuda_runtime_api.h>
+#include <nccl.h>
+
+#define UPLOADS 2 /* staging buffers in turn */
+#define PATCHES_MAX 4096u
+#define UPLOAD_WORDS (2u << 20)
+#define GEMM_PLANS_MAX 512u
+#define GEMM_WORKSPACE ((size_t)64 << 20)
+#define GATE_UP_TOKENS 4096u /* tokens whose gate and up are in memory at once */
+#define RESERVE_BYTES ((uint64_t)2 << 30)
+
+struct weight {
+    enum weight_kind kind;
+    uint32_t rows, cols;
+    void *data;  /* (rows, cols) of the activation type */
+    float *wide; /* vectors: the same as float32 */
+    struct weight *next;
+};
+
+struct act {
+    uint32_t width;
+    void *data;   /* (tokens_max, width) */
+    float *wide;  /* (tokens_max, width) where width is the hidden size: the residual stream */
+    bool is_wide; /* which of the two was written last */
+    struct act *next;
+};
+
+struct slot {
+    bool open, adjusted, cut; /* cut: top-k, top-p or min-p */
+    uint32_t count, pages_count;
+    uint64_t epoch; /* 1 + the upload its last patch is in */
+};
+
+struct upload {
+    uint32_t *host; /* pinned: the words, then the patches */
+    uint32_t *device;
+    struct patch *patches; /* go behind the words */
+    uint32_t words, count;
+    cudaEvent_t done; /* the device has read it */
+};
+
+struct gemm_plan {
+    uint32_t n, k, m_max, y_stride;
+    bool wide, bias;
+    cublasLtMatmulDesc_t desc;
+    cublasLtMatrixLayout_t w, x, y;
+    cublasLtMatmulAlgo_t algo;
+};
+
+/* Device memory of the step's frame and of what operations keep. */
+struct frame {
+    struct frame_row *rows;   /* (num_slots) */
+    uint32_t *token_slot;     /* (tokens_max) */
+    uint32_t *token_position; /* (tokens_max) */
+    struct frame_tile *tiles; /* (tiles_max) */
+    uint32_t *decode_rows;    /* (num_slots) */
+    uint32_t *result_slot;    /* (num_slots) */
+    uint32_t *result_token;   /* (num_slots): index of the row's last token */
+};
+
+struct device {
+    struct ops_config config;
+    struct ops_model model;
+    bool typed; /* a matrix has told the type */
+    enum half_type type;
+    int multiprocessors;
+    cudaStream_t stream;
+    cudaEvent_t finished;
+    cublasLtHandle_t blas;
+    void *workspace;
+    struct gemm_plan *plans;
+    uint32_t plans_count;
+    ncclComm_t nccl; /* NULL for one rank */
+    struct weight *weights;
+    struct act *acts;
+    struct allocation *allocations;
+    uint64_t weight_bytes, kv_bytes;
+    void *load_host[2]; /* pinned, while weights are loaded */
+    cudaEvent_t load_done[2];
+    uint32_t load_turn;
+
+    /* Pool. kv: per layer k then v, each (num_pages, kv_heads, page_size, head_dim). */
+    char *kv;
+    uint32_t num_pages, page_size, num_slots, tokens_max, context_max, pages_per_slot, tiles_max;
+    struct slot *slots;
+    struct slot_state *slot_states;
+    struct slot_bias *slot_biases;
+    uint32_t *slot_tokens, *slot_pages; /* (slots, context_max + 1), (slots, pages_per_slot) */
+
+    /* The step. */
+    struct upload uploads[UPLOADS];
+    uint32_t upload_turn;
+    uint64_t upload_epoch;
+    struct frame frame;      /* device */
+    struct frame frame_host; /* what goes there */
+    float *inv_freq, *rope;  /* (head_dim / 2); (tokens_max, head_dim) */
+    uint32_t *token_id;
+    uint32_t rows_count, tokens_count, tiles_count, decode_count, results_count;
+    bool any_adjusted, any_cut;
+    void *scratch; /* (tokens_max, hidden), and gate_up of GATE_UP_TOKENS */
+    float *partials;
+    uint32_t *arrivals;
+
+    /* Sampling. */
+    uint32_t vocab_share; /* ceil(V / tp_size) */
+    void *last;           /* (num_slots, hidden) */
+    struct sample_args sample;
+    struct sample_args whole;           /* of one row gathered from all ranks */
+    struct sample_result *results_host; /* pinned */
+    struct ops_sampled *results;
+    float *logits_host;
+};
+
+/* device.c. Errors name rank, device and cause. */
+int cuda_fail(const struct device *d, cudaError_t rc, const char *what, struct err *err);
+int cuda_wait(struct device *d, struct err *err); /* for the stream, or until a rank is lost */
+
+/* memory.c: freed with the device. */
+int cuda_alloc(struct device *d, size_t bytes, void *out, const char *what, struct err *err);
+int cuda_alloc_pinned(struct device *d, size_t bytes, void *out, const char *what, struct err *err);
+void cuda_free_all(struct device *d);
+int cuda_weight_new(struct device *d, enum weight_kind kind, enum dtype dtype, uint32_t rows,
+                    uint32_t cols, struct weight **out, struct err *err);
+int cuda_weight_write(struct device *d, struct weight *w, uint32_t row, uint32_t rows,
+                      const void *src, enum dtype src_dtype, struct err *err);
+int cuda_weight_done(struct device *d, struct weight *w, struct err *err);
+int cuda_act_new(struct device *d, uint32_t width, struct act **out, struct err *err);
+int cuda_act_read(struct device *d, const struct act *a, uint32_t tokens, float *out,
+                  struct err *err);
+int cuda_act_write(struct device *d, struct act *a, uint32_t tokens, const float *in,
+                   struct err *err);
+
+/* pool.c */
+uint64_t cuda_page_bytes(const struct device *d, uint32_t page_size);
+uint64_t cuda_pages_max(const struct device *d, uint32_t page_size);
+int cuda_pool_alloc(struct device *d, uint32_t num_pages, uint32_t page_size, uint32_t num_slots,
+                    uint32_t tokens_max, uint32_t context_max, struct err *err);
+
+/* slots.c */
+int cuda_slot_open(struct device *d, uint32_t slot, const uint32_t *tokens, uint32_t count,
+                   uint32_t generated, const struct ops_sampling *sampling, struct err *err);
+int cuda_slot_pages(struct device *d, uint32_t slot, uint32_t first, const uint32_t *pages,
+                    uint32_t count, struct err *err);
+void cuda_slot_close(struct device *d, uint32_t slot);
+int cuda_step_begin(struct device *d, const struct ops_row *rows, uint32_t count, struct err *err);
+
+/* gemm.c: y (m, n) = x (m, k) w^T + bias, y of the activation type or float32 (wide). */
+int gemm_open(struct device *d, struct err *err);
+void gemm_close(struct device *d);
+int gemm(struct device *d, const void *x, uint32_t m, const struct weight *w,
+         const struct weight *bias, void *y, uint32_t y_stride, bool wide, struct err *err);
+
+/* comm.c */
+int comm_open(struct device *d, struct err *err);
+void comm_close(struct device *d);
+int comm_check(struct device *d, struct err *err); /* whether a rank is known to be lost */
+int comm_all_reduce(struct device *d, void *x, size_t count, struct err *err);
+int comm_all_gather(struct device *d, const void *x, size_t bytes, void *out, struct err *err);
+
+/* layers.c, sample.c: the operations of ops.h */
+int cuda_embed(struct device *d, const struct weight *embedding, const struct weight *norm,
+               struct act *residual, struct act *normed, struct err *err);
+int cuda_linear(struct device *d, const struct act *x, const struct weight *w,
+                const struct weight *bias, struct act *out, struct err *err);
+int cuda_qk_norm_rope_kv(struct device *d, uint32_t layer, struct act *qkv,
+                         const struct weight *q_norm, const struct weight *k_norm, struct err *err);
+int cuda_attention(struct device *d, uint32_t layer, const struct act *qkv, uint32_t window,
+                   struct act *out, struct err *err);
+int cuda_linear_reduce_norm(struct device *d, const struct act *x, const struct weight *w,
+                            const struct weight *norm, struct act *residual, struct act *normed,
+                            struct err *err);
+int cuda_gate_up_silu(struct device *d, const struct act *x, const struct weight *w,
+                      struct act *out, struct err *err);
+int cuda_sample(struct device *d, const struct act *normed, const struct weight *lm_head,
+                struct err *err);
+int cuda_step_end(struct device *d, const struct ops_sampled **results, uint32_t *count,
+                  struct err *err);
+const float *cuda_logits(struct device *d, uint32_t i);
+
+#endif

@@ -1,0 +1,240 @@
+/* Matrix products: the matrix-vector kernel for few rows, else cuBLASLt with an algorithm chosen by
+ * measuring, once for each shape and range of rows. */
+#include "common/mem.h"
+#include "kernels/cuda/cuda.h"
+
+#include <stdlib.h>
+
+#define TRIED_MAX 12
+#define TRIED_RUNS 3
+
+static int blas_fail(const struct device *d, cublasStatus_t rc, const char *what, uint32_t m,
+                     uint32_t n, uint32_t k, struct err *err)
+{
+    return err_set(err, ERR_INTERNAL, "rank %u, cuda:%u: cuBLASLt: %s of %u x %u x %u: %s",
+                   d->config.rank, d->config.device_index, what, m, n, k,
+                   cublasLtGetStatusString(rc));
+}
+
+int gemm_open(struct device *d, struct err *err)
+{
+    cublasStatus_t rc = cublasLtCreate(&d->blas);
+
+    if (rc != CUBLAS_STATUS_SUCCESS)
+        return blas_fail(d, rc, "opening", 0, 0, 0, err);
+    d->plans = mem_array(GEMM_PLANS_MAX, sizeof *d->plans);
+    return cuda_alloc(d, GEMM_WORKSPACE, &d->workspace, "cuBLASLt's workspace", err);
+}
+
+static void plan_free(struct gemm_plan *p)
+{
+    if (p->y)
+        (void)cublasLtMatrixLayoutDestroy(p->y);
+    if (p->x)
+        (void)cublasLtMatrixLayoutDestroy(p->x);
+    if (p->w)
+        (void)cublasLtMatrixLayoutDestroy(p->w);
+    if (p->desc)
+        (void)cublasLtMatmulDescDestroy(p->desc);
+}
+
+void gemm_close(struct device *d)
+{
+    for (uint32_t i = 0; i < d->plans_count; i++)
+        plan_free(&d->plans[i]);
+    free(d->plans);
+    if (d->blas)
+        (void)cublasLtDestroy(d->blas);
+}
+
+/* Rows that share an algorithm: up to the returned number. One row has algorithms of its own. */
+static uint32_t rows_bucket(uint32_t m)
+{
+    uint32_t step = m == 1 ? 1 : m <= 64 ? 8 : m <= 512 ? 64 : m <= 4096 ? 512 : 4096;
+
+    return (m + step - 1) / step * step;
+}
+
+/* In cuBLAS's terms, columns first: y' (n, m) = w' (k, n)^T x' (k, m). */
+static cublasStatus_t plan_describe(const struct device *d, struct gemm_plan *p, uint32_t m)
+{
+    cudaDataType_t half = d->type == HALF_BF16 ? CUDA_R_16BF : CUDA_R_16F;
+    cublasOperation_t transposed = CUBLAS_OP_T;
+    cublasLtEpilogue_t epilogue = CUBLASLT_EPILOGUE_BIAS;
+    cublasStatus_t rc = cublasLtMatmulDescCreate(&p->desc, CUBLAS_COMPUTE_32F, CUDA_R_32F);
+
+    if (rc == CUBLAS_STATUS_SUCCESS)
+        rc = cublasLtMatmulDescSetAttribute(p->desc, CUBLASLT_MATMUL_DESC_TRANSA, &transposed,
+                                            sizeof transposed);
+    if (rc == CUBLAS_STATUS_SUCCESS && p->bias)
+        rc = cublasLtMatmulDescSetAttribute(p->desc, CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue,
+                                            sizeof epilogue);
+    if (rc == CUBLAS_STATUS_SUCCESS)
+        rc = cublasLtMatrixLayoutCreate(&p->w, half, p->k, p->n, p->k);
+    if (rc == CUBLAS_STATUS_SUCCESS)
+        rc = cublasLtMatrixLayoutCreate(&p->x, half, p->k, m, p->k);
+    if (rc == CUBLAS_STATUS_SUCCESS)
+        rc = cublasLtMatrixLayoutCreate(&p->y, p->wide ? CUDA_R_32F : half, p->n, m, p->y_stride);
+    return rc;
+}
+
+struct product {
+    const void *x, *w, *bias;
+    void *y;
+    uint32_t m;
+};
+
+static cublasStatus_t plan_run(const struct device *d, const struct gemm_plan *p,
+                               const cublasLtMatmulAlgo_t *algo, const struct product *q)
+{
+    const float one = 1.0f, zero = 0.0f;
+    uint64_t cols = q->m;
+    cublasStatus_t rc =
+        cublasLtMatrixLayoutSetAttribute(p->x, CUBLASLT_MATRIX_LAYOUT_COLS, &cols, sizeof cols);
+
+    if (rc == CUBLAS_STATUS_SUCCESS)
+        rc =
+            cublasLtMatrixLayoutSetAttribute(p->y, CUBLASLT_MATRIX_LAYOUT_COLS, &cols, sizeof cols);
+    if (rc == CUBLAS_STATUS_SUCCESS && p->bias)
+        rc = cublasLtMatmulDescSetAttribute(p->desc, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &q->bias,
+                                            sizeof q->bias);
+    if (rc == CUBLAS_STATUS_SUCCESS)
+        rc = cublasLtMatmul(d->blas, p->desc, &one, q->w, p->w, q->x, p->x, &zero, q->y, p->y, q->y,
+                            p->y, algo, d->workspace, GEMM_WORKSPACE, d->stream);
+    return rc;
+}
+
+/* Microseconds of one run, the mean of a few; negative when it cannot run. */
+static float algo_time(const struct device *d, const struct gemm_plan *p,
+                       const cublasLtMatmulAlgo_t *algo, const struct product *q,
+                       const cudaEvent_t events[2])
+{
+    cublasStatus_t rc = plan_run(d, p, algo, q); /* warm */
+    float ms = 0.0f;
+
+    if (cudaEventRecord(events[0], d->stream) != cudaSuccess)
+        return -1.0f;
+    for (int i = 0; i < TRIED_RUNS && rc == CUBLAS_STATUS_SUCCESS; i++)
+        rc = plan_run(d, p, algo, q);
+    if (rc != CUBLAS_STATUS_SUCCESS || cudaEventRecord(events[1], d->stream) != cudaSuccess ||
+        cudaEventSynchronize(events[1]) != cudaSuccess ||
+        cudaEventElapsedTime(&ms, events[0], events[1]) != cudaSuccess)
+        return -1.0f;
+    return ms * 1000.0f / TRIED_RUNS;
+}
+
+/* The heuristic's first answer is up to twice off for small matrices: the answers are raced on the
+ * operands at hand, whose result does not depend on the winner but for rounding. */
+static cublasStatus_t plan_tune(const struct device *d, struct gemm_plan *p,
+                                const struct product *q)
+{
+    cublasLtMatmulHeuristicResult_t tried[TRIED_MAX];
+    cublasLtMatmulPreference_t preference = NULL;
+    cudaEvent_t events[2] = {NULL, NULL};
+    size_t workspace = GEMM_WORKSPACE;
+    float best = -1.0f;
+    int count = 0;
+    cublasStatus_t rc = cublasLtMatmulPreferenceCreate(&preference);
+
+    if (rc == CUBLAS_STATUS_SUCCESS)
+        rc = cublasLtMatmulPreferenceSetAttribute(
+            preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &workspace, sizeof workspace);
+    if (rc == CUBLAS_STATUS_SUCCESS)
+        rc = cublasLtMatmulAlgoGetHeuristic(d->blas, p->desc, p->w, p->x, p->y, p->y, preference,
+                                            TRIED_MAX, tried, &count);
+    if (rc == CUBLAS_STATUS_SUCCESS && !count)
+        rc = CUBLAS_STATUS_NOT_SUPPORTED;
+    if (rc == CUBLAS_STATUS_SUCCESS &&
+        (cudaEventCreate(&events[0]) != cudaSuccess || cudaEventCreate(&events[1]) != cudaSuccess))
+        rc = CUBLAS_STATUS_INTERNAL_ERROR;
+    for (int i = 0; i < count && rc == CUBLAS_STATUS_SUCCESS; i++) {
+        float us = algo_time(d, p, &tried[i].algo, q, events);
+
+        if (us < 0.0f || (best >= 0.0f && us >= best))
+            continue;
+        best = us;
+        p->algo = tried[i].algo;
+    }
+    if (rc == CUBLAS_STATUS_SUCCESS && best < 0.0f)
+        rc = CUBLAS_STATUS_EXECUTION_FAILED;
+    for (int i = 0; i < 2; i++)
+        if (events[i])
+            (void)cudaEventDestroy(events[i]);
+    if (preference)
+        (void)cublasLtMatmulPreferenceDestroy(preference);
+    return rc;
+}
+
+static struct gemm_plan *plan_find(struct device *d, const struct gemm_plan *key)
+{
+    for (uint32_t i = 0; i < d->plans_count; i++) {
+        struct gemm_plan *p = &d->plans[i];
+
+        if (p->n == key->n && p->k == key->k && p->m_max == key->m_max &&
+            p->y_stride == key->y_stride && p->wide == key->wide && p->bias == key->bias)
+            return p;
+    }
+    return NULL;
+}
+
+/* An algorithm that was chosen for other rows of its range may not do for these: chosen anew. */
+static cublasStatus_t plan_run_tuned(const struct device *d, struct gemm_plan *p,
+                                     const struct product *q)
+{
+    cublasStatus_t rc = plan_run(d, p, &p->algo, q);
+
+    if (rc != CUBLAS_STATUS_NOT_SUPPORTED && rc != CUBLAS_STATUS_INVALID_VALUE)
+        return rc;
+    rc = plan_tune(d, p, q);
+    return rc == CUBLAS_STATUS_SUCCESS ? plan_run(d, p, &p->algo, q) : rc;
+}
+
+static int plan_get(struct device *d, const struct gemm_plan *key, const struct product *q,
+                    struct gemm_plan **out, struct err *err)
+{
+    struct gemm_plan p = *key;
+    cublasStatus_t rc;
+
+    *out = plan_find(d, key);
+    if (*out)
+        return 0;
+    if (d->plans_count == GEMM_PLANS_MAX) /* the newest goes: it may be a shape seen once */
+        plan_free(&d->plans[--d->plans_count]);
+    rc = plan_describe(d, &p, q->m);
+    if (rc == CUBLAS_STATUS_SUCCESS)
+        rc = plan_tune(d, &p, q);
+    if (rc != CUBLAS_STATUS_SUCCESS) {
+        plan_free(&p);
+        return blas_fail(d, rc, "an algorithm for a product", q->m, p.n, p.k, err);
+    }
+    d->plans[d->plans_count] = p;
+    *out = &d->plans[d->plans_count++];
+    return 0;
+}
+
+int gemm(struct device *d, const void *x, uint32_t m, const struct weight *w,
+         const struct weight *bias, void *y, uint32_t y_stride, bool wide, struct err *err)
+{
+    struct gemm_plan key = {.n = w->rows,
+                            .k = w->cols,
+                            .m_max = rows_bucket(m),
+                            .y_stride = y_stride,
+                            .wide = wide,
+                            .bias = bias != NULL};
+    struct product q = {x, w->data, bias ? bias->data : NULL, y, m};
+    struct gemm_plan *p = NULL;
+    cublasStatus_t done;
+    int rc;
+
+    if (m <= GEMV_ROWS && w->cols % 8 == 0) {
+        cudaError_t launched = launch_gemv(d->stream, d->type, wide ? GEMV_FLOAT : GEMV_HALF, x,
+                                           q.w, q.bias, y, m, w->rows, w->cols, y_stride);
+
+        return launched == cudaSuccess ? 0 : cuda_fail(d, launched, "matrix-vector product", err);
+    }
+    rc = plan_get(d, &key, &q, &p, err);
+    if (rc)
+        return rc;
+    done = plan_run_tuned(d, p, &q);
+    return done == CUBLAS_STATUS_SUCCESS ? 0 : blas_fail(d, done, "product", m, p->n, p->k, err);
+}

@@ -1,0 +1,184 @@
+/* What host code and kernels share: structures in device memory and the functions that launch
+ * kernels. Launchers return at once; the error is that of the launch. `half` is bf16 or f16
+ * throughout, told by `type`. */
+#ifndef PHALANX_KERNELS_CUDA_LAUNCH_H
+#define PHALANX_KERNELS_CUDA_LAUNCH_H
+
+#include <cuda_runtime_api.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+enum half_type { HALF_BF16, HALF_F16 };
+
+#define SLOT_END_IDS 192u /* end ids a slot can hold: 64 of the model, 128 of the request */
+#define SLOT_BIASES 1024u
+#define CANDIDATES 64u /* a rank sends for one row */
+#define TOP_MAX 20u    /* OPS_LOGPROBS_MAX */
+#define SPAN_PARTS 64u /* blocks that share one row's vocabulary */
+#define SPAN_PART_MAX 8192u
+#define RANKS_MAX 64u
+#define GEMV_ROWS 4u    /* rows of x that the matrix-vector kernel takes at most */
+#define DECODE_ROWS 16u /* query heads of one attention unit: a tensor core's rows */
+#define PREFILL_ROWS 64u
+
+/* A copy from the staging buffer to anywhere in device memory, in words. */
+struct patch {
+    uint64_t dst;
+    uint32_t src, words;
+};
+
+/* How a slot samples, and how far it is; count and generated are kept by the device. */
+struct slot_state {
+    uint64_t seed;
+    float temperature, top_p, min_p, presence, frequency, repetition;
+    int32_t top_k, logprobs;
+    uint32_t min_tokens, count, generated, bias_count, end_count;
+    uint32_t reserved;
+    uint32_t end_ids[SLOT_END_IDS];
+};
+
+struct slot_bias {
+    uint32_t id;
+    float value;
+};
+
+struct frame_row {
+    uint32_t slot, start, count;
+    uint32_t token; /* index of its first token in the step */
+};
+
+/* Rows of one attention block: PREFILL_ROWS (token, head of the group) pairs from `first` on. */
+struct frame_tile {
+    uint32_t row, first;
+};
+
+/* Candidates are keys: larger comes first. The upper half orders floats, the lower breaks ties by
+ * the smaller id; 0 is none. What one rank tells the others of one row: */
+struct sample_record {
+    float raw_max, raw_sum; /* of exp(raw - raw_max), for log probabilities */
+    float z_max, z_sum;     /* of exp(z - z_max) */
+    uint64_t winner;        /* of z + noise (z when greedy) over this rank's share */
+    float winner_raw;
+    uint32_t count, top_count, reserved;
+    uint64_t best[CANDIDATES]; /* of z, falling */
+    float best_raw[CANDIDATES];
+    uint64_t top[TOP_MAX]; /* of raw, falling */
+};
+
+struct sample_part {
+    double raw_sum, z_sum;
+    float raw_max, z_max;
+    uint64_t winner;
+    uint64_t best[CANDIDATES];
+    uint64_t top[TOP_MAX];
+};
+
+/* Mirrors struct ops_sampled, and whether the row could be decided. */
+struct sample_result {
+    uint32_t slot, id;
+    float logprob;
+    uint32_t top_count;
+    uint32_t top_ids[TOP_MAX];
+    float top_logprobs[TOP_MAX];
+    float norm; /* log of the sum of exp(raw) */
+    uint32_t undecided;
+};
+
+/* step.cu */
+cudaError_t launch_patches(cudaStream_t s, const uint32_t *staging, const struct patch *patches,
+                           uint32_t count);
+struct prepare_args {
+    const uint32_t *token_slot, *token_position; /* (T) */
+    const uint32_t *slot_tokens;                 /* (slots, context_max + 1) */
+    const float *inv_freq;                       /* (head_dim / 2) */
+    uint32_t *token_id;                          /* (T) */
+    float *rope;                                 /* (T, head_dim / 2, 2): cosine, sine */
+    uint32_t slot_stride, half, tokens;
+    float rope_scale;
+};
+cudaError_t launch_prepare(cudaStream_t s, const struct prepare_args *a);
+cudaError_t launch_embed(cudaStream_t s, const void *table, const uint32_t *token_id, void *out,
+                         uint32_t tokens, uint32_t hidden, uint32_t begin, uint32_t count);
+/* residual = x, or += x unless fresh; normed = RMSNorm(residual) * weight. */
+cudaError_t launch_add_norm(cudaStream_t s, enum half_type type, const void *x, float *residual,
+                            const float *weight, void *normed, uint32_t tokens, uint32_t hidden,
+                            float eps, int fresh);
+/* gate_up (T, 2 n): out (T, n) = silu(gate) * up. */
+cudaError_t launch_silu(cudaStream_t s, enum half_type type, const void *gate_up, void *out,
+                        uint32_t tokens, uint32_t n, uint32_t out_stride);
+struct kv_args {
+    void *qkv; /* (T, stride) */
+    const float *q_norm, *k_norm;
+    const float *rope;
+    void *k, *v; /* the layer's pages: (pages, kv_heads, page_size, head_dim) */
+    const uint32_t *token_slot, *token_position, *slot_pages;
+    uint32_t tokens, stride, heads, kv_heads, head_dim, page_size, pages_per_slot;
+    float eps;
+};
+cudaError_t launch_qk_norm_rope_kv(cudaStream_t s, enum half_type type, const struct kv_args *a);
+/* out (rows, width) of half = rows of x named by index. */
+cudaError_t launch_gather_rows(cudaStream_t s, const void *x, const uint32_t *index, void *out,
+                               uint32_t rows, uint32_t width);
+cudaError_t launch_widen(cudaStream_t s, enum half_type type, const void *x, float *out, size_t n);
+cudaError_t launch_narrow(cudaStream_t s, enum half_type type, const float *x, void *out, size_t n);
+
+/* gemv.cu: y (m, n) = x (m, k) w^T, m <= GEMV_ROWS, k % 8 == 0, 16-byte rows. */
+enum gemv_out { GEMV_HALF, GEMV_FLOAT, GEMV_SILU /* w (2 n, k), gate then up */ };
+cudaError_t launch_gemv(cudaStream_t s, enum half_type type, enum gemv_out out, const void *x,
+                        const void *w, const void *bias, void *y, uint32_t m, uint32_t n,
+                        uint32_t k, uint32_t y_stride);
+
+/* attention.cu */
+struct attention_args {
+    const void *qkv;
+    void *out;
+    const void *k, *v;
+    const struct frame_row *rows;
+    const uint32_t *slot_pages;
+    const struct frame_tile *tiles;              /* prefill */
+    const uint32_t *decode_rows;                 /* indices of rows with one token */
+    const uint32_t *token_slot, *token_position; /* the general kernel's */
+    float *partials;                             /* (units, DECODE_ROWS, head_dim + 2) */
+    uint32_t *arrivals; /* one a (decode row, head tile); zero between launches */
+    uint32_t tokens, tile_count, decode_count, splits;
+    uint32_t qkv_stride, out_stride, heads, kv_heads, head_dim, page_size, pages_per_slot;
+    uint32_t window;
+    float scale;
+};
+int attention_has_tiles(uint32_t head_dim); /* whether tensor-core kernels exist for it */
+cudaError_t attention_setup(void);          /* once a device */
+cudaError_t launch_attention_prefill(cudaStream_t s, enum half_type t,
+                                     const struct attention_args *a);
+cudaError_t launch_attention_decode(cudaStream_t s, enum half_type t,
+                                    const struct attention_args *a);
+cudaError_t launch_attention_any(cudaStream_t s, enum half_type t, const struct attention_args *a);
+
+/* sample.cu */
+struct sample_args {
+    const float *logits; /* (results, stride) */
+    float *adjusted;     /* likewise: rows with bias, penalties or masked ids */
+    uint32_t *counts;    /* likewise: occurrences */
+    struct slot_state *slots;
+    const struct slot_bias *biases; /* (slots, SLOT_BIASES) */
+    uint32_t *slot_tokens;
+    const uint32_t *result_slot;                 /* (results) */
+    struct sample_part *parts;                   /* (results, SPAN_PARTS) */
+    struct sample_record *records, *all_records; /* (results), (ranks, results) */
+    struct sample_result *results;
+    uint32_t slot_stride, stride, results_count, ranks, begin, count;
+};
+/* Bias, penalties and masks of the rows that have any. */
+cudaError_t launch_adjust(cudaStream_t s, const struct sample_args *a);
+cudaError_t launch_records(cudaStream_t s, const struct sample_args *a);
+cudaError_t launch_decide(cudaStream_t s, const struct sample_args *a);
+/* The rows left undecided, from whole rows of logits (begin 0, count V). */
+cudaError_t launch_decide_all(cudaStream_t s, const struct sample_args *a);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

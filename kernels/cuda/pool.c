@@ -1,0 +1,229 @@
+/* The KV pool and every buffer of a step. */
+#include "common/mem.h"
+#include "kernels/cuda/cuda.h"
+
+#include <string.h>
+
+uint64_t cuda_page_bytes(const struct device *d, uint32_t page_size)
+{
+    const struct ops_model *m = &d->model;
+
+    return (uint64_t)m->layers * 2 * m->kv_heads * page_size * m->head_dim * 2;
+}
+
+/* Nine tenths of what is free, less what a step's buffers may need. */
+uint64_t cuda_pages_max(const struct device *d, uint32_t page_size)
+{
+    size_t unused = 0, total = 0;
+    uint64_t budget;
+
+    if (cudaMemGetInfo(&unused, &total) != cudaSuccess || unused < RESERVE_BYTES)
+        return 0;
+    budget = (unused - RESERVE_BYTES) / 10 * 9;
+    if (d->config.memory_max) {
+        uint64_t left =
+            d->config.memory_max > d->weight_bytes ? d->config.memory_max - d->weight_bytes : 0;
+
+        budget = unused - RESERVE_BYTES < left ? unused - RESERVE_BYTES : left;
+    }
+    return budget / cuda_page_bytes(d, page_size);
+}
+
+struct want {
+    void *out; /* pointer to the pointer */
+    size_t bytes;
+    const char *what;
+};
+
+static int allocate_all(struct device *d, const struct want *wants, size_t count, struct err *err)
+{
+    for (size_t i = 0; i < count; i++) {
+        int rc = cuda_alloc(d, wants[i].bytes, wants[i].out, wants[i].what, err);
+
+        if (rc)
+            return rc;
+    }
+    return 0;
+}
+
+static int slots_alloc(struct device *d, struct err *err)
+{
+    const struct want wants[] = {
+        {&d->slot_states, d->num_slots * sizeof *d->slot_states, "slots"},
+        {&d->slot_biases, (size_t)d->num_slots * SLOT_BIASES * sizeof *d->slot_biases, "biases"},
+        {&d->slot_tokens, (size_t)d->num_slots * (d->context_max + 1) * 4, "token ids"},
+        {&d->slot_pages, (size_t)d->num_slots * d->pages_per_slot * 4, "page tables"},
+    };
+
+    d->slots = mem_array(d->num_slots, sizeof *d->slots);
+    return allocate_all(d, wants, sizeof wants / sizeof *wants, err);
+}
+
+static int frame_alloc(struct device *d, struct err *err)
+{
+    struct frame *f = &d->frame, *h = &d->frame_host;
+    const struct want wants[] = {
+        {&f->rows, d->num_slots * sizeof *f->rows, "rows"},
+        {&f->token_slot, (size_t)d->tokens_max * 4, "tokens' slots"},
+        {&f->token_position, (size_t)d->tokens_max * 4, "tokens' positions"},
+        {&f->tiles, d->tiles_max * sizeof *f->tiles, "attention tiles"},
+        {&f->decode_rows, (size_t)d->num_slots * 4, "decode rows"},
+        {&f->result_slot, (size_t)d->num_slots * 4, "results' slots"},
+        {&f->result_token, (size_t)d->num_slots * 4, "results' tokens"},
+        {&d->token_id, (size_t)d->tokens_max * 4, "token ids of a step"},
+        {&d->rope, (size_t)d->tokens_max * d->model.head_dim * sizeof(float), "rotations"},
+    };
+
+    h->rows = mem_array(d->num_slots, sizeof *h->rows);
+    h->token_slot = mem_array(d->tokens_max, 4);
+    h->token_position = mem_array(d->tokens_max, 4);
+    h->tiles = mem_array(d->tiles_max, sizeof *h->tiles);
+    h->decode_rows = mem_array(d->num_slots, 4);
+    h->result_slot = mem_array(d->num_slots, 4);
+    h->result_token = mem_array(d->num_slots, 4);
+    for (uint32_t i = 0; i < UPLOADS; i++) {
+        struct upload *u = &d->uploads[i];
+        size_t bytes = (size_t)UPLOAD_WORDS * 4 + PATCHES_MAX * sizeof *u->patches;
+        cudaError_t made;
+        int rc = cuda_alloc_pinned(d, bytes, &u->host, "uploads", err);
+
+        if (!rc)
+            rc = cuda_alloc(d, bytes, &u->device, "uploads", err);
+        if (rc)
+            return rc;
+        u->patches = mem_array(PATCHES_MAX, sizeof *u->patches);
+        made = cudaEventCreateWithFlags(&u->done, cudaEventDisableTiming);
+        if (made != cudaSuccess)
+            return cuda_fail(d, made, "uploads", err);
+    }
+    return allocate_all(d, wants, sizeof wants / sizeof *wants, err);
+}
+
+/* Units of the decode kernel whose parts are in memory: launches that split have fewer units times
+ * splits than twice this. */
+static uint32_t units_max(const struct device *d)
+{
+    return 4u * (uint32_t)d->multiprocessors;
+}
+
+static int scratch_alloc(struct device *d, struct err *err)
+{
+    const struct ops_model *m = &d->model;
+    uint32_t group_tiles = (m->heads / m->kv_heads + DECODE_ROWS - 1) / DECODE_ROWS;
+    size_t hidden = (size_t)d->tokens_max * m->hidden * 2;
+    size_t tokens = d->tokens_max < GATE_UP_TOKENS ? d->tokens_max : GATE_UP_TOKENS;
+    size_t gate_up = tokens * 2 * m->intermediate * 2;
+    size_t arrivals = (size_t)d->num_slots * m->kv_heads * group_tiles * 4;
+    const struct want wants[] = {
+        {&d->scratch, hidden > gate_up ? hidden : gate_up, "scratch"},
+        {&d->partials, (size_t)2 * units_max(d) * DECODE_ROWS * (m->head_dim + 2) * sizeof(float),
+         "attention parts"},
+        {&d->arrivals, arrivals, "attention counters"},
+    };
+    int rc = allocate_all(d, wants, sizeof wants / sizeof *wants, err);
+    cudaError_t cleared;
+
+    if (rc)
+        return rc;
+    cleared = cudaMemset(d->arrivals, 0, arrivals);
+    return cleared == cudaSuccess ? 0 : cuda_fail(d, cleared, "attention counters", err);
+}
+
+static int sample_alloc(struct device *d, struct err *err)
+{
+    struct sample_args *a = &d->sample, *w = &d->whole;
+    size_t ranks = d->config.tp_size, row = ranks * d->vocab_share * sizeof(float);
+    size_t logits = (size_t)d->num_slots * d->vocab_share * sizeof(float);
+    size_t records = d->num_slots * sizeof(struct sample_record);
+    const struct want wants[] = {
+        {&d->last, (size_t)d->num_slots * d->model.hidden * 2, "last tokens"},
+        {&a->logits, logits, "logits"},
+        {&a->adjusted, logits, "adjusted logits"},
+        {&a->counts, logits, "token counts"},
+        {&a->parts, (size_t)d->num_slots * SPAN_PARTS * sizeof(struct sample_part), "candidates"},
+        {&a->records, records, "candidates"},
+        {&a->results, d->num_slots * sizeof(struct sample_result), "results"},
+        {&a->all_records, ranks > 1 ? ranks * records : 1, "candidates of all ranks"},
+        {&w->logits, ranks > 1 ? row : 1, "a row of logits"},
+        {&w->adjusted, ranks > 1 ? row : 1, "a row of adjusted logits"},
+        {&w->counts, ranks > 1 ? row : 1, "a row of counts"},
+    };
+    int rc = allocate_all(d, wants, sizeof wants / sizeof *wants, err);
+
+    if (!rc)
+        rc = cuda_alloc_pinned(d, d->num_slots * sizeof *d->results_host, &d->results_host,
+                               "results", err);
+    if (rc)
+        return rc;
+    if (ranks == 1)
+        a->all_records = a->records;
+    a->slots = d->slot_states;
+    a->biases = d->slot_biases;
+    a->slot_tokens = d->slot_tokens;
+    a->slot_stride = d->context_max + 1;
+    a->stride = d->vocab_share;
+    a->ranks = d->config.tp_size;
+    a->begin = d->model.vocab_begin;
+    a->count = d->model.vocab_count;
+    w->slots = a->slots;
+    w->biases = a->biases;
+    w->slot_tokens = a->slot_tokens;
+    w->slot_stride = a->slot_stride;
+    w->stride = (uint32_t)(ranks * d->vocab_share);
+    w->results_count = 1;
+    w->ranks = 1;
+    w->count = d->model.vocab_size;
+    d->results = mem_array(d->num_slots, sizeof *d->results);
+    d->logits_host = mem_array(d->vocab_share, sizeof *d->logits_host);
+    return 0;
+}
+
+/* Biases are added in the activation type, known for sure only now. */
+static int vectors_finish(struct device *d, struct err *err)
+{
+    for (struct weight *w = d->weights; w; w = w->next) {
+        int rc = cuda_weight_done(d, w, err);
+
+        if (rc)
+            return rc;
+    }
+    return 0;
+}
+
+int cuda_pool_alloc(struct device *d, uint32_t num_pages, uint32_t page_size, uint32_t num_slots,
+                    uint32_t tokens_max, uint32_t context_max, struct err *err)
+{
+    const struct ops_model *m = &d->model;
+    uint64_t bytes = cuda_page_bytes(d, page_size) * num_pages;
+    cudaError_t cleared;
+    int rc;
+
+    if (d->kv || !d->typed)
+        return err_set(err, ERR_INVALID, "cuda: pool_alloc: %s",
+                       d->kv ? "called twice" : "no weights yet");
+    rc = cuda_alloc(d, bytes, &d->kv, "KV pages", err);
+    if (rc)
+        return rc;
+    d->kv_bytes = bytes;
+    d->num_pages = num_pages;
+    d->page_size = page_size;
+    d->num_slots = num_slots;
+    d->tokens_max = tokens_max;
+    d->context_max = context_max;
+    d->pages_per_slot = (context_max + page_size - 1) / page_size;
+    d->tiles_max =
+        num_slots + (uint32_t)((uint64_t)tokens_max * (m->heads / m->kv_heads) / PREFILL_ROWS) + 1;
+    cleared = cudaMemset(d->kv, 0, bytes);
+    if (cleared != cudaSuccess)
+        return cuda_fail(d, cleared, "KV pages", err);
+    rc = slots_alloc(d, err);
+    if (!rc)
+        rc = frame_alloc(d, err);
+    if (!rc)
+        rc = scratch_alloc(d, err);
+    if (!rc)
+        rc = sample_alloc(d, err);
+    if (!rc)
+        rc = vectors_finish(d, err);
+    return rc ? rc : cuda_wait(d, err);
+}
