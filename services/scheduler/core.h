@@ -107,7 +107,7 @@ const struct scheduler_step *scheduler_plan(struct scheduler *s, int64_t now_us)
 /* Takes the result of the oldest step in flight: one proto_sampled a row with sample, in order.
  * *out is valid until the next scheduler_apply. ERR_PROTOCOL (nothing has changed then): another
  * step, slot or count than planned, or an id outside of the vocabulary. */
-int scheduler_apply(struct scheduler *s, uint64_t step, const struct proto_sampled *results,
+int scheduler_apply(struct scheduler *s, uint64_t number, const struct proto_sampled *results,
                     uint32_t results_count, const struct scheduler_output **out,
                     uint32_t *out_count, struct err *err);
 

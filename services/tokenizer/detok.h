@@ -20,9 +20,9 @@ struct detok {
     const struct detok_stop *stops; /* borrowed */
     size_t stops_count;
     bool skip_special;
-    bool stopped;   /* a stop string was completed, or detok_finish was called */
-    struct buf held; /* text not yet given out: it may start a stop string */
-    size_t emitted; /* bytes given out so far */
+    bool stopped;                  /* a stop string was completed, or detok_finish was called */
+    struct buf held;               /* text not yet given out: it may start a stop string */
+    size_t emitted;                /* bytes given out so far */
     struct detok_private *private; /* owned: decoder and stop string states */
 };
 

@@ -24,12 +24,13 @@ void ids_push(struct ids *ids, uint32_t id);
 void ids_fini(struct ids *ids);
 
 /* Byte that breaks up special tokens inside text from a user. It is no valid UTF-8, so no user
- * text holds it; tokenizer_shield puts it in, encode drops it after added tokens were looked for. */
+ * text holds it; tokenizer_shield puts it in, encode drops it after added tokens were looked for.
+ */
 #define TOKENIZER_SHIELD '\xff'
 
 enum tokenizer_encode_flags {
-    ENCODE_ADD_SPECIAL = 1,  /* run the post-processor (BOS and the like) */
-    ENCODE_SPLIT_ADDED = 2,  /* added tokens in the text become their ids; otherwise plain text */
+    ENCODE_ADD_SPECIAL = 1, /* run the post-processor (BOS and the like) */
+    ENCODE_SPLIT_ADDED = 2, /* added tokens in the text become their ids; otherwise plain text */
 };
 
 /* Reads tokenizer.json (and tokenizer_config.json where present, for add_bos_token and the like) of
@@ -50,9 +51,11 @@ int tokenizer_encode(const struct tokenizer *t, const char *text, size_t len, un
 void tokenizer_decode(const struct tokenizer *t, const uint32_t *ids, size_t count,
                       bool skip_special, struct buf *out);
 
-/* Copies text to out with a TOKENIZER_SHIELD inside every substring that is the content of a special
- * token, so that encode with ENCODE_SPLIT_ADDED treats it as plain text. Added tokens that are not
- * special (`</think>`, `<tool_call>`) are left alone: templates look for them. */
+/* Copies text to out with a TOKENIZER_SHIELD inside every substring that is the content of a
+ * special token, so that encode with ENCODE_SPLIT_ADDED treats it as plain text. Added tokens that
+ * are not special (`</think>`, `<tool_call>`) are vocabulary like any other and left alone: a
+ * conversation's earlier replies hold them. Nothing can be done about contents of white space or of
+ * one byte. */
 void tokenizer_shield(const struct tokenizer *t, const char *text, size_t len, struct buf *out);
 
 /* One more than the largest id (vocabulary and added tokens). */

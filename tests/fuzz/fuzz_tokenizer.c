@@ -17,7 +17,7 @@ static void require(bool holds)
 
 static void run_text(const struct tokenizer *t, const char *text, size_t len, bool exact)
 {
-    struct ids ids = {0}, plain = {0};
+    struct ids ids = {0};
     struct buf shielded = {0}, out = {0};
 
     tokenizer_shield(t, text, len, &shielded);
@@ -26,16 +26,12 @@ static void run_text(const struct tokenizer *t, const char *text, size_t len, bo
         tokenizer_decode(t, ids.data, ids.len, false, &out);
         require(utf8_valid(out.data ? out.data : "", out.len) || !exact);
     }
-    if (exact && utf8_valid(text, len)) {
-        require(!tokenizer_encode(t, text, len, 0, 1u << 20, &plain, NULL));
-        require(plain.len == ids.len);
-        require(!ids.len || !memcmp(plain.data, ids.data, ids.len * sizeof *ids.data));
-    }
+    for (size_t i = 0; exact && utf8_valid(text, len) && i < ids.len; i++)
+        require(!tokenizer_is_special(t, ids.data[i]));
     ids.len = 0;
     (void)tokenizer_encode(t, text, len, ENCODE_SPLIT_ADDED | ENCODE_ADD_SPECIAL, 1u << 20, &ids,
                            NULL);
     ids_fini(&ids);
-    ids_fini(&plain);
     buf_fini(&shielded);
     buf_fini(&out);
 }

@@ -1,5 +1,6 @@
 /* Runs a fuzz target over files and folders of files: how `make test` replays the corpora without
- * a fuzzing engine. Every input runs from an exactly sized heap copy, so that ASan sees overreads. */
+ * a fuzzing engine. Every input runs from an exactly sized heap copy, so that ASan sees overreads.
+ */
 #include <dirent.h>
 #include <stdint.h>
 #include <stdio.h>

@@ -93,10 +93,10 @@ static void test_added(void **state)
     EXPECT(t, "<tool>", 0, '<', 't', 'o', 'o', 'l', '>');
     EXPECT(t, "a  cat.", ENCODE_SPLIT_ADDED, 'a', TINY_WORD, '.');
     EXPECT(t, "cats", ENCODE_SPLIT_ADDED, 'c', 'a', 't', 's');
-    tokenizer_shield(t, "<tool> cat", 10, &shielded);
-    assert_int_equal(shielded.len, 12);
+    tokenizer_shield(t, "<tool><|end|>", 13, &shielded); /* <tool> is no special token */
+    assert_int_equal(shielded.len, 14);
     expect(t, shielded.data, shielded.len, ENCODE_SPLIT_ADDED,
-           (const uint32_t[]){'<', 't', 'o', 'o', 'l', '>', ' ', 'c', 'a', 't'}, 10);
+           (const uint32_t[]){TINY_TOOL, '<', '|', 'e', 'n', 'd', '|', '>'}, 8);
     assert_true(tokenizer_id(t, "<tool>", &id));
     assert_int_equal(id, TINY_TOOL);
     assert_false(tokenizer_id(t, "<tool", &id));
