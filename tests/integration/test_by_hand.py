@@ -1,0 +1,100 @@
+"""Each executable started by hand, with explicit endpoints over ipc and over tcp, in any order."""
+
+import json
+import random
+import subprocess
+import time
+import urllib.error
+import urllib.request
+
+import pytest
+
+from conftest import BIN, DEMO, PATIENCE, REPO, free_port
+
+GOLDEN = json.loads((REPO / "tests/golden/demo.json").read_text())["prompts"][0]
+
+
+def commands(where, port, store):
+    model = ["--model-path", str(DEMO)]
+    workers = [
+        ["phalanx-worker", *model, "--device", "cpu", "--tp", "2", "--rank", str(rank),
+         "--worker-endpoint", where("w"), "--comm-store", str(store)] for rank in range(2)
+    ]
+    return [
+        ["phalanx-gateway", *model, "--port", str(port), "--tokenizer-endpoint", where("t")],
+        ["phalanx-tokenizer", *model, "--tokenizer-endpoint", where("t"),
+         "--scheduler-endpoint", where("s")],
+        ["phalanx-scheduler", "--tp", "2", "--scheduler-endpoint", where("s"),
+         "--worker-endpoint", where("w")],
+        *workers,
+    ]
+
+
+def ask(port):
+    body = {"model": DEMO.name, "messages": GOLDEN["messages"], "temperature": 0}
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{port}/v1/chat/completions", json.dumps(body).encode(),
+        {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=30) as r:
+        return json.loads(r.read())["choices"][0]["message"]["content"]
+
+
+def wait_ready(port, processes):
+    deadline = time.monotonic() + 30 * PATIENCE
+    while time.monotonic() < deadline:
+        assert all(p.poll() is None for p in processes)
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/health/ready", timeout=2):
+                return
+        except OSError:
+            time.sleep(0.05)
+    raise AssertionError("not ready")
+
+
+@pytest.mark.parametrize("transport", ["ipc", "tcp"])
+@pytest.mark.parametrize("seed", [1, 2])
+def test_started_by_hand(tmp_path, transport, seed):
+    ports = {name: free_port() for name in "tsw"}
+    where = {"ipc": lambda n: f"ipc://{tmp_path}/{n}",
+             "tcp": lambda n: f"tcp://127.0.0.1:{ports[n]}"}[transport]
+    store = tmp_path / "store"
+    store.mkdir()
+    port = free_port()
+    order = commands(where, port, store)
+    random.Random(seed).shuffle(order)
+    processes = []
+    try:
+        for command in order:
+            processes.append(subprocess.Popen([str(BIN / command[0]), *command[1:]],
+                                              stdin=subprocess.DEVNULL))
+            time.sleep(0.05)
+        wait_ready(port, processes)
+        assert ask(port) == GOLDEN["text"]
+    finally:
+        for p in processes:
+            p.terminate()
+        for p in processes:
+            p.wait(10 * PATIENCE)
+
+
+def test_health_before_the_rest(tmp_path):
+    """A gateway alone lives, is not ready, and says when to come back."""
+    port = free_port()
+    command = commands(lambda n: f"ipc://{tmp_path}/{n}", port, tmp_path)[0]
+    p = subprocess.Popen([str(BIN / command[0]), *command[1:]], stdin=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 10 * PATIENCE
+        while True:
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{port}/health/live", timeout=2) as r:
+                    assert r.status == 200
+                    break
+            except urllib.error.URLError:
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+        with pytest.raises(urllib.error.HTTPError) as e:
+            ask(port)
+        assert e.value.code == 503 and e.value.headers["Retry-After"]
+    finally:
+        p.terminate()
+        assert p.wait(10 * PATIENCE) == 0
