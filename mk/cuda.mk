@@ -44,13 +44,14 @@ endif
 
 # Kernel tests compare backends; they link with nothing but the common library, and skip without a
 # GPU. Programs named bench_ are built and not run.
+KERNEL_TEST_COMMON := tests/kernels/support.c tests/kernels/pair.c
 KERNEL_TEST_SRC := $(wildcard tests/kernels/*.c)
-KERNEL_TEST_BIN := $(patsubst tests/kernels/%.c,$(BUILD)/tests/kernels/%,$(filter-out %/support.c,$(KERNEL_TEST_SRC)))
-$(BUILD)/tests/kernels/%: tests/kernels/%.c tests/kernels/support.c $(BUILD)/libcommon.a | $(BUILD)/inc/tests
+KERNEL_TEST_BIN := $(patsubst tests/kernels/%.c,$(BUILD)/tests/kernels/%,$(filter-out $(KERNEL_TEST_COMMON),$(KERNEL_TEST_SRC)))
+$(BUILD)/tests/kernels/%: tests/kernels/%.c $(KERNEL_TEST_COMMON) $(BUILD)/libcommon.a | $(BUILD)/inc/tests
 	$(call say,TEST,$@)
 	@mkdir -p $(@D)
 	$(Q)$(CC) $(CPPFLAGS_ALL) -I$(BUILD)/inc/tests $(CFLAGS_ALL) -Wno-missing-prototypes -MMD -MP \
-		$< tests/kernels/support.c $(LDFLAGS_ALL) $(BUILD)/libcommon.a -lcmocka -ldl -lm -o $@
+		$< $(KERNEL_TEST_COMMON) $(LDFLAGS_ALL) $(BUILD)/libcommon.a -lcmocka -lpthread -ldl -lm -o $@
 
 .PHONY: test-kernels
 test-kernels: $(if $(NVCC),$(CUDA_BACKEND)) $(CPU_BACKEND) $(KERNEL_TEST_BIN)

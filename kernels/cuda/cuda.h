@@ -20,6 +20,9 @@
 #define GEMM_PLANS_MAX 512u
 #define GEMM_WORKSPACE ((size_t)64 << 20)
 #define GATE_UP_TOKENS 4096u /* tokens whose gate and up are in memory at once */
+#define REPLAY_ROWS_MAX 256u /* decode steps of more rows are launched one by one */
+#define REPLAY_OPS_MAX 2048u
+#define REPLAYS_MAX 128u
 #define RESERVE_BYTES ((uint64_t)2 << 30)
 
 struct weight {
@@ -58,6 +61,23 @@ struct gemm_plan {
     cublasLtMatmulDesc_t desc;
     cublasLtMatrixLayout_t w, x, y;
     cublasLtMatmulAlgo_t algo;
+};
+
+/* An operation as asked for; zeroed before it is filled, since lists are compared as bytes. */
+struct op {
+    int (*run)(struct device *d, const struct op *op, struct err *err);
+    const struct weight *w[3];
+    struct act *a[3];
+    uint64_t layer, window;
+};
+
+/* A decode step seen before. */
+struct replay {
+    uint32_t rows;
+    bool adjusted, cut;
+    struct op *ops;
+    uint32_t ops_count;
+    cudaGraphExec_t graph; /* NULL until it was seen twice */
 };
 
 /* Device memory of the step's frame and of what operations keep. */
@@ -109,7 +129,13 @@ struct device {
     float *inv_freq, *rope;  /* (head_dim / 2); (tokens_max, head_dim) */
     uint32_t *token_id;
     uint32_t rows_count, tokens_count, tiles_count, decode_count, results_count;
-    bool any_adjusted, any_cut;
+    uint32_t results_asked; /* results_count less those of rows that fill up a replayed step */
+    bool deferring;         /* operations are noted in ops */
+    struct op *ops;
+    uint32_t ops_count;
+    struct replay *replays;
+    uint32_t replays_count;
+    bool any_adjusted, any_cut, sampled;
     void *scratch; /* (tokens_max, hidden), and gate_up of GATE_UP_TOKENS */
     float *partials;
     uint32_t *arrivals;
@@ -156,6 +182,16 @@ int cuda_slot_pages(struct device *d, uint32_t slot, uint32_t first, const uint3
                     uint32_t count, struct err *err);
 void cuda_slot_close(struct device *d, uint32_t slot);
 int cuda_step_begin(struct device *d, const struct ops_row *rows, uint32_t count, struct err *err);
+
+int slots_reserve(struct device *d, struct err *err); /* the slot of rows that nobody asked for */
+
+/* replay.c */
+uint32_t replay_bucket(const struct device *d, uint32_t rows);
+void replay_begin(struct device *d);
+int replay_add(struct device *d, const struct op *op, struct err *err);
+int replay_flush(struct device *d, struct err *err); /* runs what is noted, now */
+int replay_end(struct device *d, struct err *err);   /* the list is complete */
+void replay_close(struct device *d);
 
 /* gemm.c: y (m, n) = x (m, k) w^T + bias, y of the activation type or float32 (wide). */
 int gemm_open(struct device *d, struct err *err);

@@ -99,6 +99,7 @@ static void cuda_device_close(struct device **self)
     comm_close(d);
     if (d->stream)
         (void)cudaStreamSynchronize(d->stream);
+    replay_close(d);
     gemm_close(d);
     for (int i = 0; i < 2; i++)
         if (d->load_done[i])

@@ -170,6 +170,7 @@ struct sample_args {
     struct sample_record *records, *all_records; /* (results), (ranks, results) */
     struct sample_result *results;
     uint32_t slot_stride, stride, results_count, ranks, begin, count;
+    uint32_t nobody; /* a slot whose tokens are not kept */
 };
 /* Bias, penalties and masks of the rows that have any. */
 cudaError_t launch_adjust(cudaStream_t s, const struct sample_args *a);

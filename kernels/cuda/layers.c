@@ -1,4 +1,5 @@
-/* The operations of a layer. */
+/* The operations of a layer. Each is checked and noted by the function of ops.h, and launched by
+ * the one named _run: at once, or when a list of them is run (replay.c). */
 #include "kernels/cuda/cuda.h"
 
 /* [scratch (T, H): this rank's part] to residual and normed. */
@@ -14,8 +15,6 @@ static int reduce_norm(struct device *d, const struct weight *norm, struct act *
         if (rc)
             return rc;
     }
-    residual->is_wide = true;
-    normed->is_wide = false;
     launched = launch_add_norm(d->stream, d->type, d->scratch, residual->wide, norm->wide,
                                normed->data, d->tokens_count, m->hidden, m->norm_eps, fresh);
     return launched == cudaSuccess ? 0 : cuda_fail(d, launched, "norm", err);
@@ -28,27 +27,43 @@ static int width_check(const char *what, const struct act *a, uint64_t width, st
                                        a->width, (unsigned long long)width);
 }
 
+static int embed_run(struct device *d, const struct op *op, struct err *err)
+{
+    const struct ops_model *m = &d->model;
+    cudaError_t rc = launch_embed(d->stream, op->w[0]->data, d->token_id, d->scratch,
+                                  d->tokens_count, m->hidden, m->vocab_begin, m->vocab_count);
+
+    if (rc != cudaSuccess)
+        return cuda_fail(d, rc, "embed", err);
+    return reduce_norm(d, op->w[1], op->a[0], op->a[1], true, err);
+}
+
 int cuda_embed(struct device *d, const struct weight *embedding, const struct weight *norm,
                struct act *residual, struct act *normed, struct err *err)
 {
-    const struct ops_model *m = &d->model;
-    cudaError_t launched;
-    int rc = width_check("embed", residual, m->hidden, err);
+    const struct op op = {.run = embed_run, .w = {embedding, norm}, .a = {residual, normed}};
+    int rc = width_check("embed", residual, d->model.hidden, err);
 
     if (!rc)
-        rc = width_check("embed", normed, m->hidden, err);
+        rc = width_check("embed", normed, d->model.hidden, err);
     if (rc || !d->tokens_count)
         return rc;
-    launched = launch_embed(d->stream, embedding->data, d->token_id, d->scratch, d->tokens_count,
-                            m->hidden, m->vocab_begin, m->vocab_count);
-    if (launched != cudaSuccess)
-        return cuda_fail(d, launched, "embed", err);
-    return reduce_norm(d, norm, residual, normed, true, err);
+    residual->is_wide = true;
+    normed->is_wide = false;
+    return replay_add(d, &op, err);
+}
+
+static int linear_run(struct device *d, const struct op *op, struct err *err)
+{
+    return gemm(d, op->a[0]->data, d->tokens_count, op->w[0], op->w[1], op->a[1]->data,
+                op->a[1]->width, false, err);
 }
 
 int cuda_linear(struct device *d, const struct act *x, const struct weight *w,
                 const struct weight *bias, struct act *out, struct err *err)
 {
+    const struct op op = {
+        .run = linear_run, .w = {w, bias}, .a = {(struct act *)(uintptr_t)x, out}};
     int rc = width_check("linear's x", x, w->cols, err);
 
     if (rc || !d->tokens_count)
@@ -57,33 +72,41 @@ int cuda_linear(struct device *d, const struct act *x, const struct weight *w,
         return err_set(err, ERR_INVALID, "cuda: linear: %u rows into a width of %u", w->rows,
                        out->width);
     out->is_wide = false;
-    return gemm(d, x->data, d->tokens_count, w, bias, out->data, out->width, false, err);
+    return replay_add(d, &op, err);
 }
 
 static char *kv_at(const struct device *d, uint32_t layer, uint32_t which)
 {
     const struct ops_model *m = &d->model;
-    size_t pool = (size_t)d->num_pages * m->kv_heads * d->page_size * m->head_dim * 2;
+    size_t pool = ((size_t)d->num_pages + 1) * m->kv_heads * d->page_size * m->head_dim * 2;
 
     return d->kv + ((size_t)layer * 2 + which) * pool;
 }
 
-int cuda_qk_norm_rope_kv(struct device *d, uint32_t layer, struct act *qkv,
-                         const struct weight *q_norm, const struct weight *k_norm, struct err *err)
+static int qkv_check(const struct device *d, uint32_t layer, const struct act *qkv, struct err *err)
+{
+    const struct ops_model *m = &d->model;
+
+    if (layer >= m->layers)
+        return err_set(err, ERR_INVALID, "cuda: layer %u of %u", layer, m->layers);
+    return width_check("qkv", qkv, ((uint64_t)m->heads + 2 * m->kv_heads) * m->head_dim, err);
+}
+
+static int qk_norm_rope_kv_run(struct device *d, const struct op *op, struct err *err)
 {
     const struct ops_model *m = &d->model;
     struct kv_args a = {
-        .qkv = qkv->data,
-        .q_norm = q_norm ? q_norm->wide : NULL,
-        .k_norm = k_norm ? k_norm->wide : NULL,
+        .qkv = op->a[0]->data,
+        .q_norm = op->w[0] ? op->w[0]->wide : NULL,
+        .k_norm = op->w[1] ? op->w[1]->wide : NULL,
         .rope = d->rope,
-        .k = kv_at(d, layer, 0),
-        .v = kv_at(d, layer, 1),
+        .k = kv_at(d, (uint32_t)op->layer, 0),
+        .v = kv_at(d, (uint32_t)op->layer, 1),
         .token_slot = d->frame.token_slot,
         .token_position = d->frame.token_position,
         .slot_pages = d->slot_pages,
         .tokens = d->tokens_count,
-        .stride = qkv->width,
+        .stride = op->a[0]->width,
         .heads = m->heads,
         .kv_heads = m->kv_heads,
         .head_dim = m->head_dim,
@@ -91,13 +114,22 @@ int cuda_qk_norm_rope_kv(struct device *d, uint32_t layer, struct act *qkv,
         .pages_per_slot = d->pages_per_slot,
         .eps = m->norm_eps,
     };
-    cudaError_t launched;
+    cudaError_t rc = launch_qk_norm_rope_kv(d->stream, d->type, &a);
 
-    if (!d->tokens_count)
-        return 0;
+    return rc == cudaSuccess ? 0 : cuda_fail(d, rc, "rotary embedding", err);
+}
+
+int cuda_qk_norm_rope_kv(struct device *d, uint32_t layer, struct act *qkv,
+                         const struct weight *q_norm, const struct weight *k_norm, struct err *err)
+{
+    const struct op op = {
+        .run = qk_norm_rope_kv_run, .w = {q_norm, k_norm}, .a = {qkv}, .layer = layer};
+    int rc = qkv_check(d, layer, qkv, err);
+
+    if (rc || !d->tokens_count)
+        return rc;
     qkv->is_wide = false;
-    launched = launch_qk_norm_rope_kv(d->stream, d->type, &a);
-    return launched == cudaSuccess ? 0 : cuda_fail(d, launched, "rotary embedding", err);
+    return replay_add(d, &op, err);
 }
 
 /* Blocks that share a sequence: enough to fill the GPU a few times over with the rows there are. */
@@ -108,16 +140,15 @@ static uint32_t decode_splits(const struct device *d, uint32_t units)
     return splits < 1 ? 1 : splits > 64 ? 64 : splits;
 }
 
-int cuda_attention(struct device *d, uint32_t layer, const struct act *qkv, uint32_t window,
-                   struct act *out, struct err *err)
+static int attention_run(struct device *d, const struct op *op, struct err *err)
 {
     const struct ops_model *m = &d->model;
     uint32_t tiles = (m->heads / m->kv_heads + DECODE_ROWS - 1) / DECODE_ROWS;
     struct attention_args a = {
-        .qkv = qkv->data,
-        .out = out->data,
-        .k = kv_at(d, layer, 0),
-        .v = kv_at(d, layer, 1),
+        .qkv = op->a[0]->data,
+        .out = op->a[1]->data,
+        .k = kv_at(d, (uint32_t)op->layer, 0),
+        .v = kv_at(d, (uint32_t)op->layer, 1),
         .rows = d->frame.rows,
         .slot_pages = d->slot_pages,
         .tiles = d->frame.tiles,
@@ -129,21 +160,18 @@ int cuda_attention(struct device *d, uint32_t layer, const struct act *qkv, uint
         .tokens = d->tokens_count,
         .tile_count = d->tiles_count,
         .decode_count = d->decode_count,
-        .qkv_stride = qkv->width,
-        .out_stride = out->width,
+        .qkv_stride = op->a[0]->width,
+        .out_stride = op->a[1]->width,
         .heads = m->heads,
         .kv_heads = m->kv_heads,
         .head_dim = m->head_dim,
         .page_size = d->page_size,
         .pages_per_slot = d->pages_per_slot,
-        .window = window,
+        .window = (uint32_t)op->window,
         .scale = m->attention_scale,
     };
     cudaError_t rc = cudaSuccess;
 
-    if (!d->tokens_count)
-        return 0;
-    out->is_wide = false;
     if (!attention_has_tiles(m->head_dim)) {
         rc = launch_attention_any(d->stream, d->type, &a);
         return rc == cudaSuccess ? 0 : cuda_fail(d, rc, "attention", err);
@@ -157,31 +185,60 @@ int cuda_attention(struct device *d, uint32_t layer, const struct act *qkv, uint
     return rc == cudaSuccess ? 0 : cuda_fail(d, rc, "attention", err);
 }
 
+int cuda_attention(struct device *d, uint32_t layer, const struct act *qkv, uint32_t window,
+                   struct act *out, struct err *err)
+{
+    const struct op op = {.run = attention_run,
+                          .a = {(struct act *)(uintptr_t)qkv, out},
+                          .layer = layer,
+                          .window = window};
+    int rc = qkv_check(d, layer, qkv, err);
+
+    if (!rc)
+        rc = width_check("attention's out", out, (uint64_t)d->model.heads * d->model.head_dim, err);
+    if (rc || !d->tokens_count)
+        return rc;
+    out->is_wide = false;
+    return replay_add(d, &op, err);
+}
+
+static int linear_reduce_norm_run(struct device *d, const struct op *op, struct err *err)
+{
+    int rc = gemm(d, op->a[0]->data, d->tokens_count, op->w[0], NULL, d->scratch, d->model.hidden,
+                  false, err);
+
+    return rc ? rc : reduce_norm(d, op->w[1], op->a[1], op->a[2], false, err);
+}
+
 int cuda_linear_reduce_norm(struct device *d, const struct act *x, const struct weight *w,
                             const struct weight *norm, struct act *residual, struct act *normed,
                             struct err *err)
 {
+    const struct op op = {.run = linear_reduce_norm_run,
+                          .w = {w, norm},
+                          .a = {(struct act *)(uintptr_t)x, residual, normed}};
     int rc = width_check("linear_reduce_norm's x", x, w->cols, err);
 
     if (!rc)
         rc = width_check("residual", residual, d->model.hidden, err);
+    if (!rc)
+        rc = width_check("normed", normed, w->rows, err);
     if (rc || !d->tokens_count)
         return rc;
-    rc = gemm(d, x->data, d->tokens_count, w, NULL, d->scratch, d->model.hidden, false, err);
-    return rc ? rc : reduce_norm(d, norm, residual, normed, false, err);
+    residual->is_wide = true;
+    normed->is_wide = false;
+    return replay_add(d, &op, err);
 }
 
-int cuda_gate_up_silu(struct device *d, const struct act *x, const struct weight *w,
-                      struct act *out, struct err *err)
+static int gate_up_silu_run(struct device *d, const struct op *op, struct err *err)
 {
+    const struct weight *w = op->w[0];
+    const struct act *x = op->a[0];
+    struct act *out = op->a[1];
     uint32_t n = w->rows / 2, most = GATE_UP_TOKENS;
     cudaError_t rc;
 
-    if (n > d->model.intermediate || w->cols != x->width || n > out->width)
-        return err_set(err, ERR_INVALID, "cuda: gate_up_silu: %u x %u, width %u to %u", w->rows,
-                       w->cols, x->width, out->width);
-    out->is_wide = false;
-    if (d->tokens_count && d->tokens_count <= GEMV_ROWS && w->cols % 8 == 0) {
+    if (d->tokens_count <= GEMV_ROWS && w->cols % 8 == 0) {
         rc = launch_gemv(d->stream, d->type, GEMV_SILU, x->data, w->data, NULL, out->data,
                          d->tokens_count, n, w->cols, out->width);
         return rc == cudaSuccess ? 0 : cuda_fail(d, rc, "gate and up", err);
@@ -199,4 +256,20 @@ int cuda_gate_up_silu(struct device *d, const struct act *x, const struct weight
             return cuda_fail(d, rc, "gate and up", err);
     }
     return 0;
+}
+
+int cuda_gate_up_silu(struct device *d, const struct act *x, const struct weight *w,
+                      struct act *out, struct err *err)
+{
+    const struct op op = {
+        .run = gate_up_silu_run, .w = {w}, .a = {(struct act *)(uintptr_t)x, out}};
+    uint32_t n = w->rows / 2;
+
+    if (n > d->model.intermediate || w->cols != x->width || n > out->width)
+        return err_set(err, ERR_INVALID, "cuda: gate_up_silu: %u x %u, width %u to %u", w->rows,
+                       w->cols, x->width, out->width);
+    if (!d->tokens_count)
+        return 0;
+    out->is_wide = false;
+    return replay_add(d, &op, err);
 }

@@ -284,12 +284,15 @@ int cuda_act_new(struct device *d, uint32_t width, struct act **out, struct err 
     return rc;
 }
 
-static int act_check(const struct device *d, const struct act *a, uint32_t tokens, struct err *err)
+/* What is asked for so far has happened; tokens are within bounds. */
+static int act_settle(struct device *d, uint32_t tokens, struct err *err)
 {
+    int rc;
+
     if (tokens > d->tokens_max)
         return err_set(err, ERR_INVALID, "%u tokens of activations of %u", tokens, d->tokens_max);
-    (void)a;
-    return 0;
+    rc = replay_flush(d, err);
+    return rc ? rc : cuda_wait(d, err);
 }
 
 int cuda_act_read(struct device *d, const struct act *a, uint32_t tokens, float *out,
@@ -298,10 +301,8 @@ int cuda_act_read(struct device *d, const struct act *a, uint32_t tokens, float 
     size_t n = (size_t)tokens * a->width;
     uint16_t *half;
     cudaError_t copied;
-    int rc = act_check(d, a, tokens, err);
+    int rc = act_settle(d, tokens, err);
 
-    if (!rc)
-        rc = cuda_wait(d, err);
     if (rc)
         return rc;
     if (a->is_wide) {
@@ -323,10 +324,8 @@ int cuda_act_write(struct device *d, struct act *a, uint32_t tokens, const float
     size_t n = (size_t)tokens * a->width;
     uint16_t *half;
     cudaError_t copied = cudaSuccess;
-    int rc = act_check(d, a, tokens, err);
+    int rc = act_settle(d, tokens, err);
 
-    if (!rc)
-        rc = cuda_wait(d, err);
     if (rc)
         return rc;
     half = mem_array(n, sizeof *half);

@@ -48,14 +48,17 @@ static int allocate_all(struct device *d, const struct want *wants, size_t count
 
 static int slots_alloc(struct device *d, struct err *err)
 {
+    size_t n = (size_t)d->num_slots + 1; /* one for rows that nobody asked for */
     const struct want wants[] = {
-        {&d->slot_states, d->num_slots * sizeof *d->slot_states, "slots"},
-        {&d->slot_biases, (size_t)d->num_slots * SLOT_BIASES * sizeof *d->slot_biases, "biases"},
-        {&d->slot_tokens, (size_t)d->num_slots * (d->context_max + 1) * 4, "token ids"},
-        {&d->slot_pages, (size_t)d->num_slots * d->pages_per_slot * 4, "page tables"},
+        {&d->slot_states, n * sizeof *d->slot_states, "slots"},
+        {&d->slot_biases, n * SLOT_BIASES * sizeof *d->slot_biases, "biases"},
+        {&d->slot_tokens, n * (d->context_max + 1) * 4, "token ids"},
+        {&d->slot_pages, n * d->pages_per_slot * 4, "page tables"},
     };
 
     d->slots = mem_array(d->num_slots, sizeof *d->slots);
+    d->ops = mem_array(REPLAY_OPS_MAX, sizeof *d->ops);
+    d->replays = mem_array(REPLAYS_MAX, sizeof *d->replays);
     return allocate_all(d, wants, sizeof wants / sizeof *wants, err);
 }
 
@@ -162,6 +165,7 @@ static int sample_alloc(struct device *d, struct err *err)
     a->slot_tokens = d->slot_tokens;
     a->slot_stride = d->context_max + 1;
     a->stride = d->vocab_share;
+    a->nobody = w->nobody = d->num_slots;
     a->ranks = d->config.tp_size;
     a->begin = d->model.vocab_begin;
     a->count = d->model.vocab_count;
@@ -194,7 +198,7 @@ int cuda_pool_alloc(struct device *d, uint32_t num_pages, uint32_t page_size, ui
                     uint32_t tokens_max, uint32_t context_max, struct err *err)
 {
     const struct ops_model *m = &d->model;
-    uint64_t bytes = cuda_page_bytes(d, page_size) * num_pages;
+    uint64_t bytes = cuda_page_bytes(d, page_size) * ((uint64_t)num_pages + 1);
     cudaError_t cleared;
     int rc;
 
@@ -223,6 +227,8 @@ int cuda_pool_alloc(struct device *d, uint32_t num_pages, uint32_t page_size, ui
         rc = scratch_alloc(d, err);
     if (!rc)
         rc = sample_alloc(d, err);
+    if (!rc)
+        rc = slots_reserve(d, err);
     if (!rc)
         rc = vectors_finish(d, err);
     return rc ? rc : cuda_wait(d, err);

@@ -13,48 +13,71 @@ static int candidates_gather(struct device *d, struct err *err)
                            err);
 }
 
-/* What adjust and decide_all look at does not exist on other steps: they are launched when a row
- * asks for them. */
-int cuda_sample(struct device *d, const struct act *normed, const struct weight *lm_head,
-                struct err *err)
+static int logits_run(struct device *d, const struct op *op, struct err *err)
 {
     struct sample_args *a = &d->sample;
-    cudaError_t launched;
-    int rc = 0;
+    cudaError_t rc = launch_gather_rows(d->stream, op->a[0]->data, d->frame.result_token, d->last,
+                                        d->results_count, d->model.hidden);
+
+    if (rc != cudaSuccess)
+        return cuda_fail(d, rc, "sampling", err);
+    return d->model.vocab_count ? gemm(d, d->last, d->results_count, op->w[0], NULL,
+                                       (void *)(uintptr_t)a->logits, a->stride, true, err)
+                                : 0;
+}
+
+/* What adjust and decide_all look at does not exist on other steps: they are launched when a row
+ * asks for them. */
+static int sample_run(struct device *d, const struct op *op, struct err *err)
+{
+    struct sample_args *a = &d->sample;
+    cudaError_t rc = cudaSuccess;
+    int failed;
 
     a->results_count = d->results_count;
     a->result_slot = d->frame.result_slot;
+    failed = logits_run(d, op, err);
+    if (failed)
+        return failed;
+    if (d->any_adjusted)
+        rc = launch_adjust(d->stream, a);
+    if (rc == cudaSuccess)
+        rc = launch_records(d->stream, a);
+    if (rc == cudaSuccess)
+        failed = candidates_gather(d, err);
+    if (failed)
+        return failed;
+    if (rc == cudaSuccess)
+        rc = launch_decide(d->stream, a);
+    if (rc == cudaSuccess && d->any_cut && !d->nccl)
+        rc = launch_decide_all(d->stream, a);
+    if (rc == cudaSuccess)
+        rc = cudaMemcpyAsync(d->results_host, a->results, d->results_count * sizeof *a->results,
+                             cudaMemcpyDeviceToHost, d->stream);
+    return rc == cudaSuccess ? 0 : cuda_fail(d, rc, "sampling", err);
+}
+
+int cuda_sample(struct device *d, const struct act *normed, const struct weight *lm_head,
+                struct err *err)
+{
+    const struct op op = {
+        .run = sample_run, .w = {lm_head}, .a = {(struct act *)(uintptr_t)normed}};
+    int rc;
+
     if (!d->results_count)
         return 0;
-    if (normed->width != d->model.hidden || lm_head->cols != d->model.hidden)
-        return err_set(err, ERR_INVALID, "cuda: sample: widths %u and %u, not %u", normed->width,
-                       lm_head->cols, d->model.hidden);
-    launched = launch_gather_rows(d->stream, normed->data, d->frame.result_token, d->last,
-                                  d->results_count, d->model.hidden);
-    if (launched != cudaSuccess)
-        return cuda_fail(d, launched, "sampling", err);
-    if (d->model.vocab_count)
-        rc = gemm(d, d->last, d->results_count, lm_head, NULL, (void *)(uintptr_t)a->logits,
-                  a->stride, true, err);
-    if (rc)
-        return rc;
-    if (d->any_adjusted)
-        launched = launch_adjust(d->stream, a);
-    if (launched == cudaSuccess)
-        launched = launch_records(d->stream, a);
-    if (launched == cudaSuccess)
-        rc = candidates_gather(d, err);
-    if (!rc && launched == cudaSuccess)
-        launched = launch_decide(d->stream, a);
-    if (!rc && launched == cudaSuccess && d->any_cut && !d->nccl)
-        launched = launch_decide_all(d->stream, a);
-    if (!rc && launched == cudaSuccess)
-        launched =
-            cudaMemcpyAsync(d->results_host, a->results, d->results_count * sizeof *a->results,
-                            cudaMemcpyDeviceToHost, d->stream);
-    for (uint32_t i = 0; i < d->results_count; i++)
+    if (normed->width != d->model.hidden || lm_head->cols != d->model.hidden ||
+        lm_head->rows < d->model.vocab_count || lm_head->rows > d->vocab_share)
+        return err_set(err, ERR_INVALID, "cuda: sample: width %u, LM head %u x %u, not %u x %u",
+                       normed->width, lm_head->rows, lm_head->cols, d->model.vocab_count,
+                       d->model.hidden);
+    rc = replay_add(d, &op, err);
+    if (!rc)
+        rc = replay_end(d, err);
+    for (uint32_t i = 0; i < d->results_asked; i++)
         d->slots[d->frame_host.result_slot[i]].count++;
-    return rc || launched == cudaSuccess ? rc : cuda_fail(d, launched, "sampling", err);
+    d->sampled = true;
+    return rc;
 }
 
 /* Gathers the whole row of result i and decides from it; all ranks hold the same records, so all
@@ -97,26 +120,29 @@ static int result_take(const struct device *d, const struct sample_result *from,
 int cuda_step_end(struct device *d, const struct ops_sampled **results, uint32_t *count,
                   struct err *err)
 {
-    int rc = cuda_wait(d, err);
+    uint32_t n = d->sampled ? d->results_asked : 0;
+    int rc = replay_flush(d, err);
     bool again = false;
 
-    for (uint32_t i = 0; i < d->results_count && !rc; i++)
+    if (!rc)
+        rc = cuda_wait(d, err);
+    for (uint32_t i = 0; i < n && !rc; i++)
         if (d->results_host[i].undecided && d->nccl) {
             rc = decide_whole(d, i, err);
             again = true;
         }
     if (again && !rc)
         rc = cuda_wait(d, err);
-    for (uint32_t i = 0; i < d->results_count && !rc; i++)
+    for (uint32_t i = 0; i < n && !rc; i++)
         rc = result_take(d, &d->results_host[i], &d->results[i], err);
     *results = d->results;
-    *count = rc ? 0 : d->results_count;
+    *count = rc ? 0 : n;
     return rc;
 }
 
 const float *cuda_logits(struct device *d, uint32_t i)
 {
-    if (i >= d->results_count ||
+    if (!d->sampled || i >= d->results_asked ||
         cudaMemcpy(d->logits_host, d->sample.logits + (size_t)i * d->vocab_share,
                    d->vocab_share * sizeof(float), cudaMemcpyDeviceToHost) != cudaSuccess)
         return NULL;

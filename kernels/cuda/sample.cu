@@ -426,6 +426,8 @@ static __device__ void choose(const struct sample_args &a, uint32_t slot, uint32
 
     out->id = id;
     out->logprob = s->logprobs >= 0 ? raw - out->norm : 0.0f;
+    if (slot == a.nobody)
+        return;
     a.slot_tokens[(size_t)slot * a.slot_stride + s->count] = id;
     s->count++;
     s->generated++;

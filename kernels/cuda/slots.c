@@ -171,6 +171,21 @@ int cuda_slot_pages(struct device *d, uint32_t slot, uint32_t first, const uint3
     return 0;
 }
 
+int slots_reserve(struct device *d, struct err *err)
+{
+    const struct ops_sampling greedy = {.top_p = 1.0f, .repetition_penalty = 1.0f, .logprobs = -1};
+    struct slot_state state = state_of(&greedy, 1, 0);
+    uint32_t token = 0, page = d->num_pages, slot = d->num_slots;
+    int rc = patch_add(d, d->slot_tokens + (size_t)slot * (d->context_max + 1), &token, 1, err);
+
+    if (!rc)
+        rc = patch_add(d, d->slot_pages + (size_t)slot * d->pages_per_slot, &page, 1, err);
+    if (!rc)
+        rc = patch_add(d, d->slot_states + slot, &state,
+                       (uint32_t)(offsetof(struct slot_state, end_ids) / 4), err);
+    return rc ? rc : upload_flush(d, err);
+}
+
 void cuda_slot_close(struct device *d, uint32_t slot)
 {
     if (slot < d->num_slots)
@@ -251,9 +266,24 @@ static int frame_upload(struct device *d, struct err *err)
     return rc ? rc : upload_flush(d, err);
 }
 
-int cuda_step_begin(struct device *d, const struct ops_row *rows, uint32_t count, struct err *err)
+/* Rows up to the number a replayed step has, of the slot that is nobody's. */
+static void rows_fill(struct device *d)
 {
-    struct prepare_args prepare = {
+    struct frame *f = &d->frame_host;
+    uint32_t rows = replay_bucket(d, d->rows_count);
+
+    for (uint32_t i = d->rows_count; i < rows; i++) {
+        f->rows[i] = (struct frame_row){d->num_slots, 0, 1, i};
+        f->token_slot[i] = f->result_slot[i] = d->num_slots;
+        f->token_position[i] = 0;
+        f->result_token[i] = f->decode_rows[i] = i;
+    }
+    d->rows_count = d->tokens_count = d->decode_count = d->results_count = rows;
+}
+
+static int prepare_run(struct device *d, const struct op *op, struct err *err)
+{
+    struct prepare_args a = {
         .token_slot = d->frame.token_slot,
         .token_position = d->frame.token_position,
         .slot_tokens = d->slot_tokens,
@@ -262,15 +292,25 @@ int cuda_step_begin(struct device *d, const struct ops_row *rows, uint32_t count
         .rope = d->rope,
         .slot_stride = d->context_max + 1,
         .half = d->model.head_dim / 2,
+        .tokens = d->tokens_count,
         .rope_scale = d->model.rope_scale,
     };
-    cudaError_t launched;
+    cudaError_t rc = launch_prepare(d->stream, &a);
+
+    (void)op;
+    return rc == cudaSuccess ? 0 : cuda_fail(d, rc, "step", err);
+}
+
+int cuda_step_begin(struct device *d, const struct ops_row *rows, uint32_t count, struct err *err)
+{
+    const struct op prepare = {.run = prepare_run};
+    cudaError_t set;
     int rc;
 
     if (count > d->num_slots)
         return err_set(err, ERR_INVALID, "%u rows, %u slots", count, d->num_slots);
     d->tokens_count = d->rows_count = d->tiles_count = d->decode_count = d->results_count = 0;
-    d->any_adjusted = d->any_cut = false;
+    d->any_adjusted = d->any_cut = d->sampled = false;
     for (uint32_t i = 0; i < count; i++) {
         rc = row_check(d, &rows[i], err);
         if (rc)
@@ -280,13 +320,13 @@ int cuda_step_begin(struct device *d, const struct ops_row *rows, uint32_t count
         row_add(d, i, &rows[i]);
     }
     d->rows_count = count;
-    launched = cudaSetDevice((int)d->config.device_index);
-    if (launched != cudaSuccess)
-        return cuda_fail(d, launched, "step", err);
+    d->results_asked = d->results_count;
+    replay_begin(d);
+    if (d->deferring)
+        rows_fill(d);
+    set = cudaSetDevice((int)d->config.device_index);
+    if (set != cudaSuccess)
+        return cuda_fail(d, set, "step", err);
     rc = frame_upload(d, err);
-    prepare.tokens = d->tokens_count;
-    if (rc || !d->tokens_count)
-        return rc;
-    launched = launch_prepare(d->stream, &prepare);
-    return launched == cudaSuccess ? 0 : cuda_fail(d, launched, "step", err);
+    return rc || !d->tokens_count ? rc : replay_add(d, &prepare, err);
 }

@@ -1,0 +1,148 @@
+/* Decode steps as CUDA graphs.
+ *
+ * In a step of sampled single tokens, operations are only noted down; sample() ends the list. The
+ * first time a batch size is met the list runs as it is (which also chooses algorithms), the second
+ * time it is captured, from then on replayed while the list is the same. Whoever wants to see an
+ * activation in the middle makes the list run at once. Batch sizes are rounded up: rows that nobody
+ * asked for belong to one slot and one page of their own. */
+#include "common/mem.h"
+#include "kernels/cuda/cuda.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+uint32_t replay_bucket(const struct device *d, uint32_t rows)
+{
+    uint32_t step = rows <= 8 ? 1 : rows <= 64 ? 8 : 16;
+    uint32_t bucket = (rows + step - 1) / step * step;
+    uint32_t most = d->num_slots < d->tokens_max ? d->num_slots : d->tokens_max;
+
+    return bucket < most ? bucket : most;
+}
+
+void replay_begin(struct device *d)
+{
+    d->ops_count = 0;
+    d->deferring = !d->nccl && d->rows_count && d->rows_count <= REPLAY_ROWS_MAX &&
+                   d->results_count == d->rows_count && d->decode_count == d->rows_count;
+}
+
+static int run_all(struct device *d, struct err *err)
+{
+    for (uint32_t i = 0; i < d->ops_count; i++) {
+        int rc = d->ops[i].run(d, &d->ops[i], err);
+
+        if (rc)
+            return rc;
+    }
+    return 0;
+}
+
+int replay_flush(struct device *d, struct err *err)
+{
+    int rc = d->deferring ? run_all(d, err) : 0;
+
+    d->deferring = false;
+    d->ops_count = 0;
+    return rc;
+}
+
+int replay_add(struct device *d, const struct op *op, struct err *err)
+{
+    if (d->deferring && d->ops_count == REPLAY_OPS_MAX) {
+        int rc = replay_flush(d, err);
+
+        if (rc)
+            return rc;
+    }
+    if (!d->deferring)
+        return op->run(d, op, err);
+    d->ops[d->ops_count++] = *op;
+    return 0;
+}
+
+static void graph_free(struct replay *r)
+{
+    if (r->graph)
+        (void)cudaGraphExecDestroy(r->graph);
+    free(r->ops);
+    memset(r, 0, sizeof *r);
+}
+
+void replay_close(struct device *d)
+{
+    for (uint32_t i = 0; i < d->replays_count; i++)
+        graph_free(&d->replays[i]);
+    free(d->replays);
+    free(d->ops);
+}
+
+static struct replay *replay_find(struct device *d)
+{
+    struct replay *r;
+
+    for (uint32_t i = 0; i < d->replays_count; i++) {
+        r = &d->replays[i];
+        if (r->rows == d->rows_count && r->adjusted == d->any_adjusted && r->cut == d->any_cut)
+            return r;
+    }
+    if (d->replays_count == REPLAYS_MAX)
+        return NULL;
+    r = &d->replays[d->replays_count++];
+    *r = (struct replay){.rows = d->rows_count, .adjusted = d->any_adjusted, .cut = d->any_cut};
+    return r;
+}
+
+/* The list as a graph; 0 and no graph when it cannot be captured. */
+static int capture(struct device *d, struct replay *r, struct err *err)
+{
+    cudaGraph_t graph = NULL;
+    cudaError_t rc = cudaStreamBeginCapture(d->stream, cudaStreamCaptureModeThreadLocal);
+    cudaError_t ended;
+    int failed;
+
+    if (rc != cudaSuccess)
+        return cuda_fail(d, rc, "graph capture", err);
+    failed = run_all(d, err);
+    ended = cudaStreamEndCapture(d->stream, &graph);
+    if (!failed && ended == cudaSuccess)
+        ended = cudaGraphInstantiate(&r->graph, graph, 0);
+    if (graph)
+        (void)cudaGraphDestroy(graph);
+    if (failed)
+        return failed;
+    return ended == cudaSuccess ? 0 : cuda_fail(d, ended, "graph capture", err);
+}
+
+int replay_end(struct device *d, struct err *err)
+{
+    size_t bytes = d->ops_count * sizeof *d->ops;
+    struct replay *r;
+    cudaError_t rc;
+
+    if (!d->deferring)
+        return 0;
+    r = replay_find(d);
+    if (r && (r->ops_count != d->ops_count || memcmp(r->ops, d->ops, bytes))) {
+        struct replay empty = {.rows = r->rows, .adjusted = r->adjusted, .cut = r->cut};
+
+        graph_free(r);
+        *r = empty;
+        r->ops = mem_array(d->ops_count, sizeof *r->ops);
+        memcpy(r->ops, d->ops, bytes);
+        r->ops_count = d->ops_count;
+        return replay_flush(d, err);
+    }
+    if (!r)
+        return replay_flush(d, err);
+    if (!r->graph) {
+        int failed = capture(d, r, err);
+
+        if (failed)
+            return failed;
+    }
+    d->deferring = false;
+    d->ops_count = 0;
+    rc = cudaGraphLaunch(r->graph, d->stream);
+    return rc == cudaSuccess ? 0 : cuda_fail(d, rc, "graph", err);
+}
