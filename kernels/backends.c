@@ -43,7 +43,7 @@ static int backend_open(const char *path, const char *name, const struct ops **o
     memcpy(&entry, &symbol, sizeof entry); /* ISO C has no cast from data to function pointers */
     *out = entry();
     if (*out && (*out)->abi == OPS_ABI)
-        return 0;
+        return (*out)->probe ? (*out)->probe(err) : 0;
     return err_set(err, ERR_UNSUPPORTED, "backend %s: %s is of another version", name, path);
 }
 

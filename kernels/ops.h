@@ -106,6 +106,9 @@ struct ops {
     const char *name;
     bool batch_invariant;
 
+    /* 0 when this machine has a device the backend can use, else ERR_UNSUPPORTED. NULL: always. */
+    int (*probe)(struct err *err);
+
     /* Opens the device and meets the other ranks. model is copied, rope_inv_freq too. [collective]
      */
     int (*device_open)(const struct ops_config *config, const struct ops_model *model,

@@ -45,12 +45,13 @@ endif
 # Kernel tests compare backends; they link with nothing but the common library, and skip without a
 # GPU. Programs named bench_ are built and not run.
 KERNEL_TEST_COMMON := tests/kernels/support.c tests/kernels/pair.c
+KERNEL_TEST_DEPS := $(wildcard common/*.h kernels/*.h tests/kernels/*.h)
 KERNEL_TEST_SRC := $(wildcard tests/kernels/*.c)
 KERNEL_TEST_BIN := $(patsubst tests/kernels/%.c,$(BUILD)/tests/kernels/%,$(filter-out $(KERNEL_TEST_COMMON),$(KERNEL_TEST_SRC)))
-$(BUILD)/tests/kernels/%: tests/kernels/%.c $(KERNEL_TEST_COMMON) $(BUILD)/libcommon.a | $(BUILD)/inc/tests
+$(BUILD)/tests/kernels/%: tests/kernels/%.c $(KERNEL_TEST_COMMON) $(KERNEL_TEST_DEPS) $(BUILD)/libcommon.a | $(BUILD)/inc/tests
 	$(call say,TEST,$@)
 	@mkdir -p $(@D)
-	$(Q)$(CC) $(CPPFLAGS_ALL) -I$(BUILD)/inc/tests $(CFLAGS_ALL) -Wno-missing-prototypes -MMD -MP \
+	$(Q)$(CC) $(CPPFLAGS_ALL) -I$(BUILD)/inc/tests $(CFLAGS_ALL) -Wno-missing-prototypes \
 		$< $(KERNEL_TEST_COMMON) $(LDFLAGS_ALL) $(BUILD)/libcommon.a -lcmocka -lpthread -ldl -lm -o $@
 
 .PHONY: test-kernels

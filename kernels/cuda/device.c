@@ -161,6 +161,14 @@ static int device_start(struct device *d, const float *inv_freq, struct err *err
     return d->config.tp_size > 1 ? comm_open(d, err) : 0;
 }
 
+static int cuda_probe(struct err *err)
+{
+    const struct ops_config first = {.tp_size = 1};
+    int multiprocessors;
+
+    return gpu_check(&first, &multiprocessors, err);
+}
+
 static int cuda_device_open(const struct ops_config *config, const struct ops_model *model,
                             struct device **out, struct err *err)
 {
@@ -202,6 +210,7 @@ const struct ops *phalanx_backend(void)
         .abi = OPS_ABI,
         .name = "cuda",
         .batch_invariant = false,
+        .probe = cuda_probe,
         .device_open = cuda_device_open,
         .device_close = cuda_device_close,
         .weight_new = cuda_weight_new,
