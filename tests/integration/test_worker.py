@@ -51,10 +51,13 @@ def test_a_truncated_file_ends_the_rank(tmp_path):
     assert len(text.splitlines()) == 1
 
 
+@pytest.mark.skipif(os.path.exists("/dev/nvidia0"), reason="there is a GPU")
 def test_no_such_device(tmp_path):
+    """Without a GPU --device cuda ends in one line, whether the backend was built or not."""
     status, text = finish(start(tmp_path, "--model-path", CHECKPOINT, "--device", "cuda"))
     assert status == 1
-    assert "backend cuda: no libphalanx-cuda.so" in text and len(text.splitlines()) == 1
+    assert "no libphalanx-cuda.so" in text or "cuda: no GPU can be used" in text
+    assert len(text.splitlines()) == 1
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
