@@ -36,6 +36,7 @@ $(CUDA_BACKEND): $(OBJ_cuda) $(OBJ_cuda_cu) $(BUILD)/libcommon.a
 .PHONY: cuda
 cuda: $(CUDA_BACKEND)
 all: $(CUDA_BACKEND)
+test: test-kernels
 else
 .PHONY: cuda
 cuda:

@@ -345,6 +345,10 @@ __global__ void __launch_bounds__(THREADS) decode_kernel(struct attention_args a
 {
     extern __shared__ uint4 shared[];
     __shared__ uint32_t arrived;
+
+    next_start();
+    previous_wait();
+
     uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = a.heads / a.kv_heads;
     uint32_t tiles = (group + DECODE_ROWS - 1) / DECODE_ROWS;
     uint32_t kv_head = blockIdx.y / tiles, head0 = blockIdx.y % tiles * DECODE_ROWS;
@@ -561,10 +565,8 @@ template <class T> static cudaError_t decode(cudaStream_t s, const struct attent
     dim3 grid(a->splits, a->kv_heads * tiles, a->decode_count);
 
     if (a->head_dim == 64)
-        decode_kernel<T, 64><<<grid, THREADS, shared_bytes<64>(), s>>>(*a);
-    else
-        decode_kernel<T, 128><<<grid, THREADS, shared_bytes<128>(), s>>>(*a);
-    return cudaGetLastError();
+        return launch_chained(decode_kernel<T, 64>, grid, THREADS, shared_bytes<64>(), s, *a);
+    return launch_chained(decode_kernel<T, 128>, grid, THREADS, shared_bytes<128>(), s, *a);
 }
 
 cudaError_t launch_attention_decode(cudaStream_t s, enum half_type t,

@@ -1,8 +1,10 @@
-/* Products with few rows of x, bound by the reading of w: one warp an output column, 16-byte loads,
- * several in flight a lane. Sums go in an order that the number of rows does not change. */
+/* Products with few rows of x, bound by the reading of w: one or more warps an output column, 16-byte
+ * loads, several in flight a lane, the first of them before the kernel that makes x is done. The
+ * order of a sum depends on the shape of w alone, not on the number of rows. */
 #include "kernels/cuda/half.cuh"
 
 #define UNROLL 4
+#define WARPS 4 /* of a block */
 
 template <class T> static __device__ void dot8(float *sum, uint4 w, uint4 x)
 {
@@ -18,113 +20,147 @@ template <class T> static __device__ void dot8(float *sum, uint4 w, uint4 x)
     }
 }
 
-/* sum[i] = lane's share of x[i] . w */
-template <class T, int M>
-static __device__ void row_dot(const T *x, const T *w, uint32_t k, uint32_t lane, float sum[M])
+/* UNROLL loads of a row of w, zeros past its end. */
+static __device__ __forceinline__ void w_load(const uint4 *w, uint32_t c, uint32_t stride,
+                                              uint32_t turns, uint4 out[UNROLL])
 {
-    uint32_t turns = k / 8, c = lane;
-
 #pragma unroll
-    for (int i = 0; i < M; i++)
-        sum[i] = 0.0f;
-    for (; c + 32 * (UNROLL - 1) < turns; c += 32 * UNROLL) {
-        uint4 wv[UNROLL];
-
-#pragma unroll
-        for (int u = 0; u < UNROLL; u++)
-            wv[u] = __ldcs(reinterpret_cast<const uint4 *>(w) + c + 32 * u);
-#pragma unroll
-        for (int u = 0; u < UNROLL; u++)
-#pragma unroll
-            for (int i = 0; i < M; i++)
-                dot8<T>(&sum[i], wv[u],
-                        reinterpret_cast<const uint4 *>(x + (size_t)i * k)[c + 32 * u]);
-    }
-    for (; c < turns; c += 32) {
-        uint4 wv = reinterpret_cast<const uint4 *>(w)[c];
-
-#pragma unroll
-        for (int i = 0; i < M; i++)
-            dot8<T>(&sum[i], wv, reinterpret_cast<const uint4 *>(x + (size_t)i * k)[c]);
-    }
-#pragma unroll
-    for (int i = 0; i < M; i++)
-        sum[i] = warp_sum(sum[i]);
+    for (int u = 0; u < UNROLL; u++)
+        out[u] = c + stride * u < turns ? __ldcs(w + c + stride * u) : make_uint4(0, 0, 0, 0);
 }
 
-template <class T, int M, int OUT>
-__global__ void __launch_bounds__(128)
+template <class T, int M>
+static __device__ __forceinline__ void w_dot(const T *x, uint32_t k, uint32_t c, uint32_t stride,
+                                             uint32_t turns, const uint4 w[UNROLL], float sum[M])
+{
+#pragma unroll
+    for (int u = 0; u < UNROLL; u++)
+        if (c + stride * u < turns)
+#pragma unroll
+            for (int i = 0; i < M; i++)
+                dot8<T>(&sum[i], w[u],
+                        reinterpret_cast<const uint4 *>(x + (size_t)i * k)[c + stride * u]);
+}
+
+/* SPLIT warps share a column; a lane of them takes every (32 SPLIT)th piece of 8 numbers. */
+template <class T, int M, int OUT, int SPLIT>
+__global__ void __launch_bounds__(32 * WARPS)
     gemv_kernel(const T *x, const T *w, const T *bias, void *y, uint32_t n, uint32_t k,
                 uint32_t y_stride)
 {
     typedef half_ops<T> ops;
-    uint32_t row = blockIdx.x * 4 + threadIdx.x / 32, lane = threadIdx.x % 32;
-    float sum[M], up[M];
+    __shared__ float parts[WARPS][2 * M];
+    const int rows = OUT == GEMV_SILU ? 2 : 1;
+    const uint32_t stride = 32 * SPLIT;
+    uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    uint32_t row = blockIdx.x * (WARPS / SPLIT) + warp / SPLIT, turns = k / 8;
+    uint32_t begin = warp % SPLIT * 32 + lane, real = row < n ? row : n - 1;
+    const uint4 *wr[2] = {reinterpret_cast<const uint4 *>(w + (size_t)real * k),
+                          reinterpret_cast<const uint4 *>(w + (size_t)(n + real) * k)};
+    uint4 ahead[2][UNROLL];
+    float sum[2][M];
 
-    if (row >= n)
-        return;
-    row_dot<T, M>(x, w + (size_t)row * k, k, lane, sum);
-    if (OUT == GEMV_SILU)
-        row_dot<T, M>(x, w + (size_t)(n + row) * k, k, lane, up);
-    if (lane)
+    next_start();
+#pragma unroll
+    for (int r = 0; r < rows; r++)
+        w_load(wr[r], begin, stride, turns, ahead[r]);
+    previous_wait();
+#pragma unroll
+    for (int r = 0; r < rows; r++) {
+#pragma unroll
+        for (int i = 0; i < M; i++)
+            sum[r][i] = 0.0f;
+        for (uint32_t c = begin; c < turns; c += stride * UNROLL) {
+            uint4 now[UNROLL];
+
+#pragma unroll
+            for (int u = 0; u < UNROLL; u++)
+                now[u] = ahead[r][u];
+            w_load(wr[r], c + stride * UNROLL, stride, turns, ahead[r]);
+            w_dot<T, M>(x, k, c, stride, turns, now, sum[r]);
+        }
+#pragma unroll
+        for (int i = 0; i < M; i++) {
+            sum[r][i] = warp_sum(sum[r][i]);
+            if (SPLIT > 1 && lane == 0)
+                parts[warp][r * M + i] = sum[r][i];
+        }
+    }
+    if (SPLIT > 1) {
+        __syncthreads();
+#pragma unroll
+        for (int r = 0; r < rows; r++)
+#pragma unroll
+            for (int i = 0; i < M; i++) {
+                sum[r][i] = 0.0f;
+                for (int p = 0; p < SPLIT; p++)
+                    sum[r][i] += parts[warp / SPLIT * SPLIT + p][r * M + i];
+            }
+    }
+    if (lane || warp % SPLIT || row >= n)
         return;
 #pragma unroll
     for (int i = 0; i < M; i++) {
         size_t at = (size_t)i * y_stride + row;
+        float a = sum[0][i];
 
         if (OUT == GEMV_FLOAT)
-            static_cast<float *>(y)[at] = sum[i];
+            static_cast<float *>(y)[at] = a;
         else if (OUT == GEMV_SILU)
-            static_cast<T *>(y)[at] = ops::narrow(sum[i] / (1.0f + expf(-sum[i])) * up[i]);
+            static_cast<T *>(y)[at] = ops::narrow(a / (1.0f + expf(-a)) * sum[rows - 1][i]);
         else
-            static_cast<T *>(y)[at] = ops::narrow(sum[i] + (bias ? ops::widen(bias[row]) : 0.0f));
+            static_cast<T *>(y)[at] = ops::narrow(a + (bias ? ops::widen(bias[row]) : 0.0f));
     }
 }
 
-template <class T, int OUT>
-static void gemv(cudaStream_t s, const void *x, const void *w, const void *bias, void *y,
-                 uint32_t m, uint32_t n, uint32_t k, uint32_t y_stride)
-{
-    const T *xt = static_cast<const T *>(x), *wt = static_cast<const T *>(w);
-    const T *bt = static_cast<const T *>(bias);
-    uint32_t blocks = (n + 3) / 4;
+struct gemv_args {
+    cudaStream_t stream;
+    const void *x, *w, *bias;
+    void *y;
+    uint32_t m, n, k, y_stride;
+};
 
-    switch (m) {
+template <class T, int M, int OUT, int SPLIT> static cudaError_t gemv(const struct gemv_args *a)
+{
+    uint32_t columns = WARPS / SPLIT;
+
+    return launch_chained(gemv_kernel<T, M, OUT, SPLIT>, dim3((a->n + columns - 1) / columns),
+                          32 * WARPS, 0, a->stream, static_cast<const T *>(a->x),
+                          static_cast<const T *>(a->w), static_cast<const T *>(a->bias), a->y,
+                          a->n, a->k, a->y_stride);
+}
+
+template <class T, int OUT, int SPLIT> static cudaError_t gemv_rows(const struct gemv_args *a)
+{
+    switch (a->m) {
     case 1:
-        gemv_kernel<T, 1, OUT><<<blocks, 128, 0, s>>>(xt, wt, bt, y, n, k, y_stride);
-        break;
+        return gemv<T, 1, OUT, SPLIT>(a);
     case 2:
-        gemv_kernel<T, 2, OUT><<<blocks, 128, 0, s>>>(xt, wt, bt, y, n, k, y_stride);
-        break;
+        return gemv<T, 2, OUT, SPLIT>(a);
     case 3:
-        gemv_kernel<T, 3, OUT><<<blocks, 128, 0, s>>>(xt, wt, bt, y, n, k, y_stride);
-        break;
+        return gemv<T, 3, OUT, SPLIT>(a);
     default:
-        gemv_kernel<T, 4, OUT><<<blocks, 128, 0, s>>>(xt, wt, bt, y, n, k, y_stride);
-        break;
+        return gemv<T, 4, OUT, SPLIT>(a);
     }
 }
 
-template <class T>
-static void gemv_out(cudaStream_t s, enum gemv_out out, const void *x, const void *w,
-                     const void *bias, void *y, uint32_t m, uint32_t n, uint32_t k,
-                     uint32_t y_stride)
+/* Few columns alone would leave most of the GPU's loads unissued: warps share them. */
+template <class T> static cudaError_t gemv_out(enum gemv_out out, const struct gemv_args *a)
 {
-    if (out == GEMV_HALF)
-        gemv<T, GEMV_HALF>(s, x, w, bias, y, m, n, k, y_stride);
-    else if (out == GEMV_FLOAT)
-        gemv<T, GEMV_FLOAT>(s, x, w, bias, y, m, n, k, y_stride);
-    else
-        gemv<T, GEMV_SILU>(s, x, w, bias, y, m, n, k, y_stride);
+    bool split = a->n <= 4096 && a->k >= 1024;
+
+    if (out == GEMV_FLOAT)
+        return gemv_rows<T, GEMV_FLOAT, 1>(a);
+    if (out == GEMV_SILU)
+        return gemv_rows<T, GEMV_SILU, 1>(a);
+    return split ? gemv_rows<T, GEMV_HALF, 4>(a) : gemv_rows<T, GEMV_HALF, 1>(a);
 }
 
 cudaError_t launch_gemv(cudaStream_t s, enum half_type type, enum gemv_out out, const void *x,
                         const void *w, const void *bias, void *y, uint32_t m, uint32_t n,
                         uint32_t k, uint32_t y_stride)
 {
-    if (type == HALF_BF16)
-        gemv_out<__nv_bfloat16>(s, out, x, w, bias, y, m, n, k, y_stride);
-    else
-        gemv_out<__half>(s, out, x, w, bias, y, m, n, k, y_stride);
-    return cudaGetLastError();
+    const struct gemv_args a = {s, x, w, bias, y, m, n, k, y_stride};
+
+    return type == HALF_BF16 ? gemv_out<__nv_bfloat16>(out, &a) : gemv_out<__half>(out, &a);
 }

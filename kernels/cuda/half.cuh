@@ -66,6 +66,53 @@ template <> struct half_ops<__half> {
     }
 };
 
+/* Kernels of a step follow each other closely: on Hopper each may start while the one before it
+ * drains (programmatic dependent launch). Before previous_wait() a kernel may only touch what no
+ * kernel of a step writes; every block of a kernel launched by launch_chained calls it. */
+static __device__ __forceinline__ void previous_wait(void)
+{
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+static __device__ __forceinline__ void next_start(void)
+{
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+/* Other architectures run code that does not wait. */
+static inline bool chains(void)
+{
+    int device = 0, major = 0;
+
+    return cudaGetDevice(&device) == cudaSuccess &&
+           cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) ==
+               cudaSuccess &&
+           major == 9;
+}
+
+template <class... P, class... A>
+static cudaError_t launch_chained(void (*kernel)(P...), dim3 grid, uint32_t threads, size_t shared,
+                                  cudaStream_t s, A... args)
+{
+    static const bool hopper = chains();
+    cudaLaunchAttribute early = {};
+    cudaLaunchConfig_t config = {};
+
+    early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    early.val.programmaticStreamSerializationAllowed = 1;
+    config.gridDim = grid;
+    config.blockDim = dim3(threads);
+    config.dynamicSmemBytes = shared;
+    config.stream = s;
+    config.attrs = &early;
+    config.numAttrs = hopper ? 1 : 0;
+    return cudaLaunchKernelEx(&config, kernel, P(args)...);
+}
+
 static __device__ __forceinline__ float warp_sum(float x)
 {
     for (int i = 16; i; i >>= 1)

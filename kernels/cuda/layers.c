@@ -135,7 +135,7 @@ int cuda_qk_norm_rope_kv(struct device *d, uint32_t layer, struct act *qkv,
 /* Blocks that share a sequence: enough to fill the GPU a few times over with the rows there are. */
 static uint32_t decode_splits(const struct device *d, uint32_t units)
 {
-    uint32_t wanted = 4u * (uint32_t)d->multiprocessors, splits = wanted / units;
+    uint32_t wanted = 2u * (uint32_t)d->multiprocessors, splits = wanted / units;
 
     return splits < 1 ? 1 : splits > 64 ? 64 : splits;
 }

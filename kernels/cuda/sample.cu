@@ -204,7 +204,7 @@ static __host__ __device__ uint32_t part_length(uint32_t count)
     uint32_t n = (count + SPAN_PARTS - 1) / SPAN_PARTS;
 
     n = (n + PART_THREADS - 1) / PART_THREADS * PART_THREADS;
-    return n < 4096 ? 4096 : n;
+    return n < 1024 ? 1024 : n;
 }
 
 /* The k largest keys of a part to out, falling; zeros behind. raw: by logit, else by z. */
@@ -329,30 +329,28 @@ __global__ void __launch_bounds__(MERGE_THREADS)
     __syncthreads();
     for (uint32_t i = threadIdx.x; i < count; i += MERGE_THREADS)
         r->best_raw[i] = raw[key_id(r->best[i]) - a.begin];
+
+    bool mine = threadIdx.x < parts_count; /* a part a thread */
+    const struct sample_part *p = &parts[mine ? threadIdx.x : 0];
+    float raw_max = block_reduce(mine ? p->raw_max : -CUDART_INF_F, max_of());
+    float z_max = block_reduce(mine ? p->z_max : -CUDART_INF_F, max_of());
+    uint64_t winner = block_reduce(mine ? p->winner : (uint64_t)0, max_of());
+    double raw_sum = mine && p->raw_sum > 0.0 ? p->raw_sum * (double)expf(p->raw_max - raw_max) : 0;
+    double z_sum = mine && p->z_sum > 0.0 ? p->z_sum * (double)expf(p->z_max - z_max) : 0;
+
+    raw_sum = block_reduce(raw_sum, sum_of());
+    z_sum = block_reduce(z_sum, sum_of());
     if (threadIdx.x)
         return;
-
-    double raw_sum = 0.0, z_sum = 0.0;
-
-    r->raw_max = r->z_max = -CUDART_INF_F;
-    r->winner = 0;
+    r->raw_max = raw_max;
+    r->z_max = z_max;
+    r->winner = winner;
     r->count = count;
     r->top_count = top_count;
     r->reserved = 0;
-    for (uint32_t i = 0; i < parts_count; i++) {
-        r->raw_max = fmaxf(r->raw_max, parts[i].raw_max);
-        r->z_max = fmaxf(r->z_max, parts[i].z_max);
-        r->winner = max_of()(r->winner, parts[i].winner);
-    }
-    for (uint32_t i = 0; i < parts_count; i++) {
-        if (parts[i].raw_sum > 0.0)
-            raw_sum += parts[i].raw_sum * (double)expf(parts[i].raw_max - r->raw_max);
-        if (parts[i].z_sum > 0.0)
-            z_sum += parts[i].z_sum * (double)expf(parts[i].z_max - r->z_max);
-    }
     r->raw_sum = (float)raw_sum;
     r->z_sum = (float)z_sum;
-    r->winner_raw = r->winner ? raw[key_id(r->winner) - a.begin] : -CUDART_INF_F;
+    r->winner_raw = winner ? raw[key_id(winner) - a.begin] : -CUDART_INF_F;
 }
 
 cudaError_t launch_records(cudaStream_t s, const struct sample_args *a)

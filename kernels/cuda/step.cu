@@ -84,6 +84,8 @@ __global__ void __launch_bounds__(NORM_THREADS)
     const T *in = x + (size_t)blockIdx.x * hidden;
     T *out = normed + (size_t)blockIdx.x * hidden;
 
+    next_start();
+    previous_wait();
     for (uint32_t i = threadIdx.x * VEC; i < hidden; i += NORM_THREADS * VEC) {
         if (VEC == 4) {
             uint2 packed = *reinterpret_cast<const uint2 *>(in + i);
@@ -120,29 +122,21 @@ __global__ void __launch_bounds__(NORM_THREADS)
 }
 
 template <class T>
-static void add_norm(cudaStream_t s, const void *x, float *residual, const float *weight,
-                     void *normed, uint32_t tokens, uint32_t hidden, float eps, int fresh)
+static cudaError_t add_norm(cudaStream_t s, const void *x, float *residual, const float *weight,
+                            void *normed, uint32_t tokens, uint32_t hidden, float eps, int fresh)
 {
-    const T *in = static_cast<const T *>(x);
-    T *out = static_cast<T *>(normed);
-
-    if (hidden % 4 == 0)
-        add_norm_kernel<T, 4>
-            <<<tokens, NORM_THREADS, 0, s>>>(in, residual, weight, out, hidden, eps, fresh);
-    else
-        add_norm_kernel<T, 1>
-            <<<tokens, NORM_THREADS, 0, s>>>(in, residual, weight, out, hidden, eps, fresh);
+    return launch_chained(hidden % 4 == 0 ? add_norm_kernel<T, 4> : add_norm_kernel<T, 1>,
+                          dim3(tokens), NORM_THREADS, 0, s, static_cast<const T *>(x), residual,
+                          weight, static_cast<T *>(normed), hidden, eps, fresh);
 }
 
 cudaError_t launch_add_norm(cudaStream_t s, enum half_type type, const void *x, float *residual,
                             const float *weight, void *normed, uint32_t tokens, uint32_t hidden,
                             float eps, int fresh)
 {
-    if (type == HALF_BF16)
-        add_norm<__nv_bfloat16>(s, x, residual, weight, normed, tokens, hidden, eps, fresh);
-    else
-        add_norm<__half>(s, x, residual, weight, normed, tokens, hidden, eps, fresh);
-    return cudaGetLastError();
+    return type == HALF_BF16
+               ? add_norm<__nv_bfloat16>(s, x, residual, weight, normed, tokens, hidden, eps, fresh)
+               : add_norm<__half>(s, x, residual, weight, normed, tokens, hidden, eps, fresh);
 }
 
 template <class T>
@@ -184,6 +178,8 @@ template <class T> __global__ void qk_norm_rope_kv_kernel(struct kv_args a)
     bool is_q = h < a.heads, is_v = h >= a.heads + a.kv_heads;
     T *x, *out;
 
+    next_start();
+    previous_wait();
     if (t >= a.tokens)
         return;
     x = static_cast<T *>(a.qkv) + (size_t)t * a.stride + (size_t)h * a.head_dim;
@@ -232,11 +228,9 @@ cudaError_t launch_qk_norm_rope_kv(cudaStream_t s, enum half_type type, const st
     uint64_t warps = (uint64_t)a->tokens * (a->heads + 2 * a->kv_heads);
     uint32_t blocks = (uint32_t)((warps + 3) / 4);
 
-    if (type == HALF_BF16)
-        qk_norm_rope_kv_kernel<__nv_bfloat16><<<blocks, 128, 0, s>>>(*a);
-    else
-        qk_norm_rope_kv_kernel<__half><<<blocks, 128, 0, s>>>(*a);
-    return cudaGetLastError();
+    return launch_chained(type == HALF_BF16 ? qk_norm_rope_kv_kernel<__nv_bfloat16>
+                                            : qk_norm_rope_kv_kernel<__half>,
+                          dim3(blocks), 128, 0, s, *a);
 }
 
 __global__ void gather_rows_kernel(const uint16_t *x, const uint32_t *index, uint16_t *out,
