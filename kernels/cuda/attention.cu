@@ -97,7 +97,7 @@ static __device__ __forceinline__ void tile_load(const struct keys &s, uint32_t 
 template <int D> struct rows16 {
     uint32_t q[D / 16][4];
     float o[D / 8][4];
-    float top[2], sum[2]; /* sum: this lane's part */
+    float top[2], sum[2];       /* sum: this lane's part */
     uint32_t first[2], last[2]; /* positions each row sees, both included */
 };
 
@@ -143,7 +143,7 @@ static __device__ __forceinline__ void rows_attend(struct rows16<D> &r, uint32_t
                 float *x = &s[j][h * 2 + c];
 
                 *x = position >= r.first[h] && position <= r.last[h] ? *x * scale_log2
-                                                                    : -CUDART_INF_F;
+                                                                     : -CUDART_INF_F;
                 top = fmaxf(top, *x);
             }
         top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, 1));
@@ -216,8 +216,11 @@ __global__ void __launch_bounds__(THREADS) prefill_kernel(struct attention_args 
     uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = a.heads / a.kv_heads;
     struct frame_tile tile = a.tiles[blockIdx.x];
     struct frame_row row = a.rows[tile.row];
-    struct keys s = {static_cast<const uint16_t *>(a.k), static_cast<const uint16_t *>(a.v),
-                     a.slot_pages + (size_t)row.slot * a.pages_per_slot, a.page_size, a.kv_heads,
+    struct keys s = {static_cast<const uint16_t *>(a.k),
+                     static_cast<const uint16_t *>(a.v),
+                     a.slot_pages + (size_t)row.slot * a.pages_per_slot,
+                     a.page_size,
+                     a.kv_heads,
                      blockIdx.y};
     uint32_t base = shared_address(shared), bytes = TILE * D * 2;
     uint32_t last_token = (tile.first + PREFILL_ROWS - 1) / group;
@@ -262,8 +265,8 @@ __global__ void __launch_bounds__(THREADS) prefill_kernel(struct attention_args 
     for (int h = 0; h < 2; h++) {
         uint32_t m = tile.first + warp * 16 + lane / 4 + h * 8, token = m / group;
         uint32_t head = blockIdx.y * group + m % group;
-        uint16_t *out = static_cast<uint16_t *>(a.out) +
-                        (size_t)(row.token + token) * a.out_stride + head * D;
+        uint16_t *out =
+            static_cast<uint16_t *>(a.out) + (size_t)(row.token + token) * a.out_stride + head * D;
         float scale = 1.0f / r.sum[h];
 
         if (token >= row.count)
@@ -279,22 +282,39 @@ __global__ void __launch_bounds__(THREADS) prefill_kernel(struct attention_args 
  * the weights, a row after the other. */
 #define PART_STRIDE(D) ((D) + 2)
 
-/* Adds `parts` parts (part i at parts_at + i * part_floats) of row m, element d: value / weight. */
+/* What each of `parts` parts counts for in each row, to shared memory: weights[part][row], whose
+ * sum over parts times the parts' sums is 1. A warp a row. */
 template <int D>
-static __device__ __forceinline__ void parts_merge(const float *parts_at, size_t part_floats,
-                                                   uint32_t parts, uint32_t m, uint32_t d,
-                                                   float *value, float *top, float *sum)
+static __device__ __forceinline__ void parts_weigh(const float *parts_at, uint32_t parts,
+                                                   uint32_t rows, float *weights)
 {
-    *top = -CUDART_INF_F;
-    *value = *sum = 0.0f;
-    for (uint32_t i = 0; i < parts; i++)
-        *top = fmaxf(*top, __ldcg(parts_at + i * part_floats + m * PART_STRIDE(D) + D));
-    for (uint32_t i = 0; i < parts && *top > -CUDART_INF_F; i++) {
-        const float *part = parts_at + i * part_floats + m * PART_STRIDE(D);
-        float weight = exp2f(__ldcg(part + D) - *top);
+    const size_t stride = DECODE_ROWS * PART_STRIDE(D);
+    uint32_t lane = threadIdx.x % 32;
 
-        *sum += weight * __ldcg(part + D + 1);
-        *value += weight * __ldcg(part + d);
+    for (uint32_t m = threadIdx.x / 32; m < rows; m += WARPS) {
+        float top[SPLITS_MAX / 32], all = -CUDART_INF_F, total = 0.0f;
+
+#pragma unroll
+        for (int i = 0; i < SPLITS_MAX / 32; i++) {
+            const float *part = parts_at + (lane + 32 * i) * stride + m * PART_STRIDE(D) + D;
+
+            top[i] = lane + 32 * i < parts ? __ldcg(part) : -CUDART_INF_F;
+            all = fmaxf(all, top[i]);
+        }
+        for (int i = 16; i; i >>= 1)
+            all = fmaxf(all, __shfl_xor_sync(0xffffffffu, all, i));
+#pragma unroll
+        for (int i = 0; i < SPLITS_MAX / 32; i++) {
+            const float *part = parts_at + (lane + 32 * i) * stride + m * PART_STRIDE(D) + D;
+
+            top[i] = exp2f(top[i] - all);
+            total += lane + 32 * i < parts ? top[i] * __ldcg(part + 1) : 0.0f;
+        }
+        total = warp_sum(total);
+#pragma unroll
+        for (int i = 0; i < SPLITS_MAX / 32; i++)
+            if (lane + 32 * i < parts)
+                weights[(lane + 32 * i) * DECODE_ROWS + m] = top[i] / total;
     }
 }
 
@@ -330,7 +350,7 @@ static __device__ __forceinline__ void warps_merge(const float *parts, uint32_t 
     *value = *sum = 0.0f;
     for (uint32_t i = 0; i < WARPS; i++)
         *top = fmaxf(*top, parts[i * stride + m * PART_STRIDE(D) + D]);
-    for (uint32_t i = 0; i < WARPS && *top > -CUDART_INF_F; i++) {
+    for (uint32_t i = 0; i<WARPS && * top> - CUDART_INF_F; i++) {
         const float *part = parts + i * stride + m * PART_STRIDE(D);
         float weight = exp2f(part[D] - *top);
 
@@ -353,8 +373,11 @@ __global__ void __launch_bounds__(THREADS) decode_kernel(struct attention_args a
     uint32_t tiles = (group + DECODE_ROWS - 1) / DECODE_ROWS;
     uint32_t kv_head = blockIdx.y / tiles, head0 = blockIdx.y % tiles * DECODE_ROWS;
     struct frame_row row = a.rows[a.decode_rows[blockIdx.z]];
-    struct keys s = {static_cast<const uint16_t *>(a.k), static_cast<const uint16_t *>(a.v),
-                     a.slot_pages + (size_t)row.slot * a.pages_per_slot, a.page_size, a.kv_heads,
+    struct keys s = {static_cast<const uint16_t *>(a.k),
+                     static_cast<const uint16_t *>(a.v),
+                     a.slot_pages + (size_t)row.slot * a.pages_per_slot,
+                     a.page_size,
+                     a.kv_heads,
                      kv_head};
     uint32_t position = row.start, first = 0, begin, end = position + 1, span, splits, mine_end;
     const uint32_t warp_bytes = TILE / WARPS * D * 2; /* of k or v, one turn, one warp */
@@ -441,15 +464,24 @@ __global__ void __launch_bounds__(THREADS) decode_kernel(struct attention_args a
     if (arrived != splits - 1)
         return;
     __threadfence();
+
+    float *weights = reinterpret_cast<float *>(shared);
+
+    parts_weigh<D>(partials, splits, group - head0 < DECODE_ROWS ? group - head0 : DECODE_ROWS,
+                   weights);
+    __syncthreads();
     for (uint32_t i = threadIdx.x; i < DECODE_ROWS * D; i += THREADS) {
         uint32_t m = i / D, d = i % D;
-        float value, top, sum;
+        float value = 0.0f;
 
         if (head0 + m >= group)
             break;
-        parts_merge<D>(partials, part_floats, splits, m, d, &value, &top, &sum);
+#pragma unroll 8
+        for (uint32_t p = 0; p < splits; p++)
+            value += weights[p * DECODE_ROWS + m] *
+                     __ldcg(partials + p * part_floats + m * PART_STRIDE(D) + d);
         reinterpret_cast<T *>(out)[(kv_head * group + head0 + m) * D + d] =
-            half_ops<T>::narrow(value / sum);
+            half_ops<T>::narrow(value);
     }
     if (threadIdx.x == 0)
         a.arrivals[unit] = 0;
@@ -515,9 +547,8 @@ template <int D> static size_t shared_bytes(void)
 
 template <class T, int D> static cudaError_t kernels_setup(void)
 {
-    cudaError_t rc = cudaFuncSetAttribute(prefill_kernel<T, D>,
-                                          cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                          (int)shared_bytes<D>());
+    cudaError_t rc = cudaFuncSetAttribute(
+        prefill_kernel<T, D>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared_bytes<D>());
 
     if (rc == cudaSuccess)
         rc = cudaFuncSetAttribute(decode_kernel<T, D>, cudaFuncAttributeMaxDynamicSharedMemorySize,
@@ -541,8 +572,7 @@ cudaError_t attention_setup(void)
     return rc == cudaSuccess ? kernels_setup<__half, 128>() : rc;
 }
 
-template <class T>
-static cudaError_t prefill(cudaStream_t s, const struct attention_args *a)
+template <class T> static cudaError_t prefill(cudaStream_t s, const struct attention_args *a)
 {
     dim3 grid(a->tile_count, a->kv_heads);
 

@@ -19,8 +19,9 @@
 #define UPLOAD_WORDS (2u << 20)
 #define GEMM_PLANS_MAX 512u
 #define GEMM_WORKSPACE ((size_t)64 << 20)
-#define GATE_UP_TOKENS 4096u /* tokens whose gate and up are in memory at once */
-#define REPLAY_ROWS_MAX 256u /* decode steps of more rows are launched one by one */
+#define GEMV_SMALL ((size_t)16 << 20) /* elements */
+#define GATE_UP_TOKENS 4096u          /* tokens whose gate and up are in memory at once */
+#define REPLAY_ROWS_MAX 256u          /* decode steps of more rows are launched one by one */
 #define REPLAY_OPS_MAX 2048u
 #define REPLAYS_MAX 128u
 #define RESERVE_BYTES ((uint64_t)2 << 30)
@@ -194,6 +195,7 @@ int replay_end(struct device *d, struct err *err);   /* the list is complete */
 void replay_close(struct device *d);
 
 /* gemm.c: y (m, n) = x (m, k) w^T + bias, y of the activation type or float32 (wide). */
+bool gemv_suits(const struct weight *w, uint32_t m);
 int gemm_open(struct device *d, struct err *err);
 void gemm_close(struct device *d);
 int gemm(struct device *d, const void *x, uint32_t m, const struct weight *w,

@@ -1,12 +1,11 @@
 /* The CUDA backend's device: opening, waiting, errors, the table of operations. */
+#include "common/clock.h"
 #include "common/mem.h"
 #include "kernels/cuda/cuda.h"
 
-#include <errno.h>
 #include <sched.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 int cuda_fail(const struct device *d, cudaError_t rc, const char *what, struct err *err)
 {
@@ -17,10 +16,7 @@ int cuda_fail(const struct device *d, cudaError_t rc, const char *what, struct e
 
 static double now_s(void)
 {
-    struct timespec t;
-
-    (void)clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+    return 1e-6 * (double)clock_mono_us();
 }
 
 /* Polls rather than blocks: a lost rank leaves the collective's kernel spinning for ever. */

@@ -1,6 +1,6 @@
-/* Products with few rows of x, bound by the reading of w: one or more warps an output column, 16-byte
- * loads, several in flight a lane, the first of them before the kernel that makes x is done. The
- * order of a sum depends on the shape of w alone, not on the number of rows. */
+/* Products with few rows of x, bound by the reading of w: one or more warps an output column,
+ * 16-byte loads, several in flight a lane, the first of them before the kernel that makes x is
+ * done. The order of a sum depends on the shape of w alone, not on the number of rows. */
 #include "kernels/cuda/half.cuh"
 
 #define UNROLL 4
@@ -126,8 +126,8 @@ template <class T, int M, int OUT, int SPLIT> static cudaError_t gemv(const stru
 
     return launch_chained(gemv_kernel<T, M, OUT, SPLIT>, dim3((a->n + columns - 1) / columns),
                           32 * WARPS, 0, a->stream, static_cast<const T *>(a->x),
-                          static_cast<const T *>(a->w), static_cast<const T *>(a->bias), a->y,
-                          a->n, a->k, a->y_stride);
+                          static_cast<const T *>(a->w), static_cast<const T *>(a->bias), a->y, a->n,
+                          a->k, a->y_stride);
 }
 
 template <class T, int OUT, int SPLIT> static cudaError_t gemv_rows(const struct gemv_args *a)

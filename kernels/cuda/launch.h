@@ -24,6 +24,7 @@ enum half_type { HALF_BF16, HALF_F16 };
 #define GEMV_ROWS 4u    /* rows of x that the matrix-vector kernel takes at most */
 #define DECODE_ROWS 16u /* query heads of one attention unit: a tensor core's rows */
 #define PREFILL_ROWS 64u
+#define SPLITS_MAX 64u /* blocks that share a sequence in decode */
 
 /* A copy from the staging buffer to anywhere in device memory, in words. */
 struct patch {
@@ -123,7 +124,7 @@ cudaError_t launch_qk_norm_rope_kv(cudaStream_t s, enum half_type type, const st
 /* out (rows, width) of half = rows of x named by index. */
 cudaError_t launch_gather_rows(cudaStream_t s, const void *x, const uint32_t *index, void *out,
                                uint32_t rows, uint32_t width);
-cudaError_t launch_widen(cudaStream_t s, enum half_type type, const void *x, float *out, size_t n);
+/* out = x, n values. */
 cudaError_t launch_narrow(cudaStream_t s, enum half_type type, const float *x, void *out, size_t n);
 
 /* gemv.cu: y (m, n) = x (m, k) w^T, m <= GEMV_ROWS, k % 8 == 0, 16-byte rows. */

@@ -137,7 +137,7 @@ static uint32_t decode_splits(const struct device *d, uint32_t units)
 {
     uint32_t wanted = 2u * (uint32_t)d->multiprocessors, splits = wanted / units;
 
-    return splits < 1 ? 1 : splits > 64 ? 64 : splits;
+    return splits < 1 ? 1 : splits > SPLITS_MAX ? SPLITS_MAX : splits;
 }
 
 static int attention_run(struct device *d, const struct op *op, struct err *err)
@@ -238,7 +238,7 @@ static int gate_up_silu_run(struct device *d, const struct op *op, struct err *e
     uint32_t n = w->rows / 2, most = GATE_UP_TOKENS;
     cudaError_t rc;
 
-    if (d->tokens_count <= GEMV_ROWS && w->cols % 8 == 0) {
+    if (gemv_suits(w, d->tokens_count)) {
         rc = launch_gemv(d->stream, d->type, GEMV_SILU, x->data, w->data, NULL, out->data,
                          d->tokens_count, n, w->cols, out->width);
         return rc == cudaSuccess ? 0 : cuda_fail(d, rc, "gate and up", err);

@@ -440,8 +440,8 @@ static __device__ void fill_top(const struct sample_args &a, const struct slot_s
     uint32_t count = 0;
 
     for (uint32_t i = threadIdx.x; k && i < n; i += blockDim.x) {
-        const struct sample_record *r = &records[(size_t)(i < a.ranks * k ? i / k : 0) *
-                                                 a.results_count];
+        const struct sample_record *r =
+            &records[(size_t)(i < a.ranks * k ? i / k : 0) * a.results_count];
 
         keys[i] = i < a.ranks * k && i % k < r->top_count ? r->top[i % k] : 0;
     }
@@ -485,8 +485,8 @@ static __device__ uint64_t decide_row(const struct sample_args &a, const struct 
 
     for (uint32_t i = threadIdx.x; i < n; i += blockDim.x) {
         uint32_t rank = i / CANDIDATES, at = i % CANDIDATES;
-        const struct sample_record *r = &records[(size_t)(rank < a.ranks ? rank : 0) *
-                                                 a.results_count];
+        const struct sample_record *r =
+            &records[(size_t)(rank < a.ranks ? rank : 0) * a.results_count];
 
         keys[i] = rank < a.ranks && at < r->count ? r->best[at] : 0;
         count += keys[i] != 0;
@@ -623,7 +623,8 @@ __global__ void __launch_bounds__(ALL_THREADS) decide_all_kernel(struct sample_a
     if (s->top_p < 1.0f) {
         uint64_t all = reach(r, a.count, z_max, true, limit), nucleus;
 
-        nucleus = prefix_for(r, a.count, z_max, true, (uint64_t)ceil((double)s->top_p * (double)all));
+        nucleus =
+            prefix_for(r, a.count, z_max, true, (uint64_t)ceil((double)s->top_p * (double)all));
         limit = nucleus > limit ? nucleus : limit;
     }
     least = s->min_p > 0.0f ? z_max + logf(s->min_p) : -CUDART_INF_F;

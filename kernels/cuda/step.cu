@@ -186,8 +186,8 @@ template <class T> __global__ void qk_norm_rope_kv_kernel(struct kv_args a)
     out = x;
     if (!is_q) {
         uint32_t position = a.token_position[t], head = h - a.heads - (is_v ? a.kv_heads : 0);
-        uint32_t page = a.slot_pages[(size_t)a.token_slot[t] * a.pages_per_slot +
-                                     position / a.page_size];
+        uint32_t page =
+            a.slot_pages[(size_t)a.token_slot[t] * a.pages_per_slot + position / a.page_size];
 
         out = static_cast<T *>(is_v ? a.v : a.k) +
               (((size_t)page * a.kv_heads + head) * a.page_size + position % a.page_size) *
@@ -250,31 +250,12 @@ cudaError_t launch_gather_rows(cudaStream_t s, const void *x, const uint32_t *in
     return cudaGetLastError();
 }
 
-template <class T> __global__ void widen_kernel(const T *x, float *out, size_t n)
-{
-    size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
-
-    if (i < n)
-        out[i] = half_ops<T>::widen(x[i]);
-}
-
 template <class T> __global__ void narrow_kernel(const float *x, T *out, size_t n)
 {
     size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
 
     if (i < n)
         out[i] = half_ops<T>::narrow(x[i]);
-}
-
-cudaError_t launch_widen(cudaStream_t s, enum half_type type, const void *x, float *out, size_t n)
-{
-    uint32_t blocks = (uint32_t)((n + 255) / 256);
-
-    if (type == HALF_BF16)
-        widen_kernel<<<blocks, 256, 0, s>>>(static_cast<const __nv_bfloat16 *>(x), out, n);
-    else
-        widen_kernel<<<blocks, 256, 0, s>>>(static_cast<const __half *>(x), out, n);
-    return cudaGetLastError();
 }
 
 cudaError_t launch_narrow(cudaStream_t s, enum half_type type, const float *x, void *out, size_t n)
