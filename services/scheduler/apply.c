@@ -28,8 +28,8 @@ static int results_check(const struct scheduler *s, const struct proto_step *m,
     return 0;
 }
 
-/* A sampled token of a sequence that has not ended. */
-static void apply_token(struct scheduler *s, struct sequence *seq,
+/* A sampled token of a sequence that has not ended; true when it does with it. */
+static bool apply_token(struct scheduler *s, struct sequence *seq,
                         const struct proto_sampled *result, struct scheduler_output *out)
 {
     enum proto_finish finish =
@@ -49,8 +49,10 @@ static void apply_token(struct scheduler *s, struct sequence *seq,
             },
     };
     s->generation_tokens++;
-    if (finish != FINISH_NONE)
-        scheduler_end(s, seq);
+    if (finish == FINISH_NONE)
+        return false;
+    scheduler_end(s, seq);
+    return true;
 }
 
 static void apply_rows(struct scheduler *s, struct step *step, const struct proto_sampled *results,
@@ -67,9 +69,13 @@ static void apply_rows(struct scheduler *s, struct step *step, const struct prot
         if (seq->state == SEQUENCE_ENDED) {
             s->surplus_tokens += result != NULL;
             scheduler_release(s, seq);
-        } else if (result) {
-            apply_token(s, seq, result, &s->outputs[(*out_count)++]);
+            continue;
         }
+        /* One that gives way keeps the token that it has got on the way out. */
+        if (result && apply_token(s, seq, result, &s->outputs[(*out_count)++]))
+            continue;
+        if (seq->state == SEQUENCE_RETRACTED)
+            scheduler_release(s, seq);
     }
 }
 

@@ -2,6 +2,7 @@
 
 #include "common/mem.h"
 #include "services/scheduler/admission.h"
+#include "services/scheduler/memory.h"
 #include "services/scheduler/state.h"
 
 #include <assert.h>
@@ -9,6 +10,8 @@
 #include <stdlib.h>
 #include <string.h>
 #include <utlist.h>
+
+#define NEW_TOKEN_RATIO_INITIAL 0.7
 
 static int config_check(const struct scheduler_config *c, struct err *err)
 {
@@ -94,6 +97,9 @@ int scheduler_new(const struct scheduler_config *config, struct scheduler **out,
         memcpy(s->eos_ids, config->eos_ids, config->eos_ids_count * sizeof *s->eos_ids);
     s->config.eos_ids = s->eos_ids;
     pages_init(&s->pages, config->num_pages);
+    if (config->prefix_cache)
+        prefix_init(&s->tree, config->num_pages, config->page_size, config->hash_seed);
+    s->new_token_ratio = NEW_TOKEN_RATIO_INITIAL;
     s->slots = mem_array(config->slots_max, sizeof *s->slots);
     s->closed = mem_array(config->slots_max, sizeof *s->closed);
     for (uint32_t i = config->slots_max; i > 0; i--)
@@ -137,6 +143,7 @@ void scheduler_free(struct scheduler **self)
     for (uint32_t i = 0; i < s->config.steps_in_flight_max; i++)
         step_fini(&s->steps[i]);
     pages_fini(&s->pages);
+    prefix_fini(&s->tree);
     free(s->slots);
     free(s->closed);
     free(s->eos_ids);
@@ -176,30 +183,57 @@ int scheduler_admit(struct scheduler *s, const struct scheduler_request *request
         return err_set(err, ERR_BUSY, "the queue is full (%u sequences wait)", s->queue.count);
     seq = sequence_new(request, &resolved, now_us);
     HASH_ADD(hh, s->by_key, key, sizeof seq->key, seq);
-    s->policy->push(&s->queue, seq);
+    seq->arrival = ++s->arrivals;
+    seq->priority = s->policy->priorities ? request->priority : 0;
+    queue_insert(&s->queue, seq);
     return 0;
 }
 
 void scheduler_release(struct scheduler *s, struct sequence *seq)
 {
-    assert(seq->state == SEQUENCE_ENDED);
+    assert(seq->state == SEQUENCE_ENDED || seq->state == SEQUENCE_RETRACTED);
     if (seq->last_step > s->applied)
         return;
-    pages_return(&s->pages, seq->pages, seq->pages_count, seq->pages_max - seq->pages_count);
+    memory_release(s, seq);
     s->slots[s->slots_count++] = seq->slot;
     s->closed[s->closed_count++] = seq->slot;
-    sequence_free(&seq);
+    if (seq->state == SEQUENCE_ENDED) {
+        sequence_free(&seq);
+        return;
+    }
+    s->retracted--;
+    sequence_stop(seq);
+    queue_insert(&s->queue, seq);
 }
 
-void scheduler_end(struct scheduler *s, struct sequence *seq)
+static void batch_remove(struct scheduler *s, struct sequence *seq)
 {
     if (seq->state == SEQUENCE_PREFILL)
         DL_DELETE(s->prefill, seq);
     else
         DL_DELETE(s->decode, seq);
     s->running--;
+    s->pages_resting += seq->pages_count - seq->pages_shared;
+}
+
+void scheduler_end(struct scheduler *s, struct sequence *seq)
+{
+    if (seq->state == SEQUENCE_RETRACTED)
+        s->retracted--;
+    else
+        batch_remove(s, seq);
     HASH_DEL(s->by_key, seq);
     seq->state = SEQUENCE_ENDED;
+    scheduler_release(s, seq);
+}
+
+void scheduler_retract(struct scheduler *s, struct sequence *seq)
+{
+    batch_remove(s, seq);
+    seq->state = SEQUENCE_RETRACTED;
+    seq->retractions++;
+    s->retracted++;
+    s->preemptions++;
     scheduler_release(s, seq);
 }
 
@@ -209,7 +243,7 @@ static void sequence_abort(struct scheduler *s, struct sequence *seq)
         scheduler_end(s, seq);
         return;
     }
-    s->policy->remove(&s->queue, seq);
+    queue_remove(&s->queue, seq);
     HASH_DEL(s->by_key, seq);
     sequence_free(&seq);
 }
@@ -239,20 +273,28 @@ uint32_t scheduler_abort_owner(struct scheduler *s, uint64_t owner)
     return count;
 }
 
+void scheduler_flush(struct scheduler *s)
+{
+    while (prefix_loose(&s->tree))
+        pages_return(&s->pages, prefix_evict(&s->tree));
+}
+
 void scheduler_stats(const struct scheduler *s, struct scheduler_stats *out)
 {
     *out = (struct scheduler_stats){
-        .waiting = s->queue.count,
+        .waiting = s->queue.count + s->retracted,
         .running = s->running,
         .slots_free = s->slots_count,
         .steps_in_flight = (uint32_t)(s->planned - s->applied),
         .pages_total = s->pages.total,
-        .pages_free = pages_free_count(&s->pages),
+        .pages_free = memory_available(s),
+        .pages_cached = s->tree.count,
         .prompt_tokens = s->prompt_tokens,
         .generation_tokens = s->generation_tokens,
         .surplus_tokens = s->surplus_tokens,
         .steps = s->applied,
         .prefix_queries = s->prefix_queries,
         .prefix_hits = s->prefix_hits,
+        .preemptions = s->preemptions,
     };
 }

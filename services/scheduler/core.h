@@ -5,8 +5,9 @@
  * same order give the same steps.
  *
  * Every step holds one row for each sequence that decodes; prompts take what is left of the token
- * budget, in chunks. A sequence starts when a slot is free and the pages that it can need at most
- * are promised to it, so that no two sequences can ever wait for each other's pages.
+ * budget, in chunks. A sequence starts when a slot is free and an estimate says that there are
+ * pages for it (memory.h); where the estimate fails, some are retracted and computed again later.
+ * Whole pages are shared through the prefix tree (prefix.h).
  *
  * Up to steps_in_flight_max steps are out at a time. With more than one, a sequence's row is
  * planned before the token of the step before is known: an end token is noticed late and the
@@ -18,6 +19,7 @@
 #include "common/err.h"
 #include "proto/proto.h"
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #define SCHEDULER_SLOTS_MAX 4096u /* bound of the arrays of proto's STEP */
@@ -34,6 +36,9 @@ struct scheduler_config {
     uint32_t vocab_size;
     uint32_t steps_in_flight_max;
     const char *policy;      /* a name of policies.c */
+    bool prefix_cache;       /* pages are kept and shared */
+    uint64_t hash_seed;      /* of the prefix tree: random */
+    int64_t preempt_above;   /* difference of priority, see memory_preempt */
     const uint32_t *eos_ids; /* copied */
     uint32_t eos_ids_count;
 };
@@ -46,6 +51,7 @@ struct scheduler_request {
     const uint32_t *prompt;
     uint32_t prompt_count;
     const struct proto_sampling *sampling;
+    int64_t priority; /* higher is sooner, where the policy knows priorities */
 };
 
 /* What was wrong with a request, for proto's FAILED; both are static strings, or "". */
@@ -72,13 +78,15 @@ struct scheduler_stats {
     uint32_t slots_free;
     uint32_t steps_in_flight;
     uint32_t pages_total;
-    uint32_t pages_free;        /* in no sequence, promised or not */
+    uint32_t pages_free;        /* in no sequence, cached or not */
+    uint32_t pages_cached;      /* in the prefix tree, in use or not */
     uint64_t prompt_tokens;     /* computed so far */
     uint64_t generation_tokens; /* handed out so far */
     uint64_t surplus_tokens;    /* dropped: their sequence had ended */
     uint64_t steps;             /* applied so far */
     uint64_t prefix_queries;    /* prompt tokens of the sequences that started */
     uint64_t prefix_hits;       /* of these, found in the cache */
+    uint64_t preemptions;       /* sequences retracted */
 };
 
 struct scheduler;
@@ -110,6 +118,9 @@ const struct scheduler_step *scheduler_plan(struct scheduler *s, int64_t now_us)
 int scheduler_apply(struct scheduler *s, uint64_t number, const struct proto_sampled *results,
                     uint32_t results_count, const struct scheduler_output **out,
                     uint32_t *out_count, struct err *err);
+
+/* Forgets all cached pages that no sequence uses. */
+void scheduler_flush(struct scheduler *s);
 
 void scheduler_stats(const struct scheduler *s, struct scheduler_stats *out);
 

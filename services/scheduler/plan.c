@@ -1,5 +1,6 @@
 /* What the next step holds. */
 #include "services/scheduler/admission.h"
+#include "services/scheduler/memory.h"
 #include "services/scheduler/state.h"
 
 #include <assert.h>
@@ -18,20 +19,17 @@ static void step_clear(struct step *step, uint64_t number)
 static void plan_pages(struct scheduler *s, struct proto_step *m, struct sequence *seq,
                        uint32_t end)
 {
-    uint32_t first = seq->pages_count;
-    uint32_t needed = (end - 1) / s->config.page_size + 1;
-
-    assert(needed <= seq->pages_max);
-    if (needed <= first)
+    for (uint32_t missing = memory_missing(s, seq, end); missing > 0; missing--)
+        seq->pages[seq->pages_count++] = memory_take(s);
+    if (seq->pages_told == seq->pages_count)
         return;
-    while (seq->pages_count < needed)
-        seq->pages[seq->pages_count++] = pages_take(&s->pages);
     m->pages[m->pages_count++] = (struct proto_slot_pages){
         .slot = seq->slot,
-        .first = first,
-        .pages = seq->pages + first,
-        .pages_count = needed - first,
+        .first = seq->pages_told,
+        .pages = seq->pages + seq->pages_told,
+        .pages_count = seq->pages_count - seq->pages_told,
     };
+    seq->pages_told = seq->pages_count;
 }
 
 /* One row: the next count tokens of seq, with a sample where they are the last known ones. */
@@ -61,80 +59,193 @@ static uint32_t plan_decode(struct scheduler *s, struct step *step)
 
         if (count == 0)
             continue; /* its last token is in flight */
+        if (memory_missing(s, seq, seq->computed + count) > memory_available(s))
+            continue; /* until those who gave way for it are out of flight */
         plan_row(s, step, seq, count);
         tokens += count;
     }
+    if (tokens)
+        memory_learn(s);
     return tokens;
 }
 
-/* Plans as much of a prompt as is left of the budget. */
-static void plan_chunk(struct scheduler *s, struct step *step, struct sequence *seq, uint32_t *left)
+/* Most tokens of seq that pages are there for. */
+static uint32_t tokens_room(const struct scheduler *s, const struct sequence *seq)
+{
+    uint64_t pages = (uint64_t)seq->pages_count + memory_available(s);
+    uint64_t tokens = pages * s->config.page_size - seq->computed;
+
+    return tokens < UINT32_MAX ? (uint32_t)tokens : UINT32_MAX;
+}
+
+/* Plans as much of a prompt as is left of the budget; false when there is no page for any of it. */
+static bool plan_chunk(struct scheduler *s, struct step *step, struct sequence *seq, uint32_t *left)
 {
     uint32_t count = sequence_pending(seq);
+    uint32_t room = tokens_room(s, seq);
+    bool last;
 
     if (count > *left)
         count = *left;
+    if (count > room)
+        count = room;
+    if (count == 0)
+        return false;
+    last = count == sequence_pending(seq);
     plan_row(s, step, seq, count);
+    memory_share(s, seq, step->out.message.step);
     *left -= count;
-    if (seq->computed >= seq->prompt_count) {
+    if (last) {
         DL_DELETE(s->prefill, seq);
         DL_APPEND(s->decode, seq);
         seq->state = SEQUENCE_DECODE;
     }
+    return true;
+}
+
+/* Whether pages that this very step computes for others are worth waiting for: one step of delay
+ * against what it would have to compute itself. */
+static bool worth_waiting(const struct scheduler *s, const struct sequence *seq, uint32_t depth)
+{
+    uint64_t page_size = s->config.page_size;
+    uint64_t saved = (seq->place.depth - depth) * page_size;
+
+    return saved * 4 >= sequence_known(seq) - depth * page_size;
 }
 
 /* Whether the first chunk of a waiting sequence fits: none starts without a row, and prompts that
  * must not be cut wait for a step that has room for the whole. */
-static bool start_fits(const struct scheduler *s, const struct sequence *seq, uint32_t left)
+static bool start_fits(const struct scheduler *s, const struct sequence *seq, uint32_t left,
+                       const struct prefix_place *place)
 {
-    return s->config.prefill_tokens_max < 0 ? seq->prompt_count <= left : left > 0;
+    uint32_t count = sequence_known(seq) - place->depth * s->config.page_size;
+    uint32_t loose = prefix_path_loose(&s->tree, place->page);
+    uint64_t available = memory_available(s) - loose;
+
+    if (left == 0)
+        return false;
+    if (s->config.prefill_tokens_max < 0) {
+        if (count > left && left < s->prefill_tokens_max)
+            return false;
+        if ((uint64_t)count > available * s->config.page_size)
+            return false;
+    }
+    if (s->running == 0)
+        return available > 0; /* alone it fits, if need be once all steps are applied */
+    return memory_reserved(s) + memory_expected(s, seq, place->depth) <= available;
+}
+
+static void plan_open(struct scheduler *s, struct step *step, struct sequence *seq,
+                      const struct prefix_place *place, int64_t now_us)
+{
+    struct proto_step *m = &step->out.message;
+
+    if (s->policy->started)
+        s->policy->started(&s->queue, seq);
+    queue_remove(&s->queue, seq);
+    sequence_start(seq, s->slots[--s->slots_count],
+                   admission_pages(&s->config, seq->prompt_count, &seq->sampling));
+    DL_APPEND(s->prefill, seq);
+    s->running++;
+    prefix_lock(&s->tree, place->page);
+    prefix_path(&s->tree, place->page, place->depth, seq->pages);
+    seq->node = place->page;
+    seq->node_depth = seq->pages_count = seq->pages_shared = place->depth;
+    seq->computed = place->depth * s->config.page_size;
+    if (!seq->retractions) {
+        seq->cached = seq->computed;
+        s->prefix_queries += seq->prompt_count;
+        s->prefix_hits += seq->cached;
+    }
+    step->queue_us[m->opened_count] = now_us - seq->arrived_us;
+    m->opened[m->opened_count++] = (struct proto_slot_open){
+        .slot = seq->slot,
+        .tokens = seq->tokens,
+        .tokens_count = sequence_known(seq),
+        .generated = seq->generated,
+        .sampling = seq->sampling,
+    };
+}
+
+/* Looks up what of seq the tree knows; the last known token is always computed. False: it waits for
+ * pages of this step. */
+static bool plan_match(struct scheduler *s, struct sequence *seq, uint64_t step,
+                       struct prefix_place *place)
+{
+    *place = (struct prefix_place){.page = PREFIX_ROOT};
+    if (!s->config.prefix_cache)
+        return true;
+    prefix_match(&s->tree, seq->tokens, (sequence_known(seq) - 1) / s->config.page_size,
+                 &seq->place);
+    *place = seq->place;
+    prefix_climb_ready(&s->tree, step, place);
+    return place->depth == seq->place.depth || !worth_waiting(s, seq, place->depth);
 }
 
 static void plan_start(struct scheduler *s, struct step *step, uint32_t *left, int64_t now_us)
 {
-    struct proto_step *m = &step->out.message;
-    struct sequence *seq;
+    const struct proto_step *m = &step->out.message;
+    struct sequence *seq, *skipped = NULL, *next;
+    uint64_t opened = 0;
 
-    while (s->slots_count && (seq = s->policy->next(&s->queue)) && start_fits(s, seq, *left)) {
-        uint32_t pages = admission_pages(&s->config, seq->prompt_count, &seq->sampling);
+    while (*left && (s->slots_count || s->policy->priorities) &&
+           (seq = s->policy->next(&s->queue, &s->tree))) {
+        struct prefix_place place;
+        bool starts;
 
-        if (!pages_promise(&s->pages, pages))
-            return;
-        s->policy->remove(&s->queue, seq);
-        sequence_start(seq, s->slots[--s->slots_count], pages);
-        DL_APPEND(s->prefill, seq);
-        s->running++;
-        s->prefix_queries += seq->prompt_count;
-        s->prefix_hits += seq->cached;
-        step->queue_us[m->opened_count] = now_us - seq->arrived_us;
-        m->opened[m->opened_count++] = (struct proto_slot_open){
-            .slot = seq->slot,
-            .tokens = seq->tokens,
-            .tokens_count = seq->prompt_count + seq->generated,
-            .generated = seq->generated,
-            .sampling = seq->sampling,
-        };
-        plan_chunk(s, step, seq, left);
+        if (!plan_match(s, seq, m->step, &place)) {
+            queue_remove(&s->queue, seq);
+            DL_APPEND(skipped, seq);
+            continue;
+        }
+        opened += sequence_known(seq);
+        if (m->opened_count && opened > LIMIT_PROMPT_IDS)
+            break; /* bounds the STEP message, of which cached tokens are a part too */
+        starts = s->slots_count && start_fits(s, seq, *left, &place);
+        if (!starts && s->policy->priorities && !s->retracted && memory_preempt(s, seq))
+            starts = s->slots_count && start_fits(s, seq, *left, &place);
+        if (!starts)
+            break;
+        plan_open(s, step, seq, &place, now_us);
+        (void)plan_chunk(s, step, seq, left);
     }
+    DL_FOREACH_SAFE(skipped, seq, next)
+    {
+        DL_DELETE(skipped, seq);
+        queue_insert(&s->queue, seq);
+    }
+}
+
+static void plan_rows(struct scheduler *s, struct step *step, int64_t now_us)
+{
+    uint32_t left = s->tokens_max - plan_decode(s, step);
+    bool stuck = false;
+
+    if (left > s->prefill_tokens_max)
+        left = s->prefill_tokens_max;
+    while (s->prefill && left && !stuck) /* a prompt that is not done leaves nothing */
+        stuck = !plan_chunk(s, step, s->prefill, &left);
+    if (!stuck)
+        plan_start(s, step, &left, now_us);
 }
 
 const struct scheduler_step *scheduler_plan(struct scheduler *s, int64_t now_us)
 {
     struct step *step = scheduler_step_at(s, s->planned + 1);
     struct proto_step *m = &step->out.message;
-    uint32_t left;
 
     if (s->planned - s->applied >= s->config.steps_in_flight_max)
         return NULL;
-    step_clear(step, s->planned + 1);
-    left = s->tokens_max - plan_decode(s, step);
-    if (left > s->prefill_tokens_max)
-        left = s->prefill_tokens_max;
-    while (s->prefill && left) /* a prompt that is not done leaves nothing */
-        plan_chunk(s, step, s->prefill, &left);
-    plan_start(s, step, &left, now_us);
-    if (m->rows_count == 0)
-        return NULL;
+    for (;;) {
+        step_clear(step, s->planned + 1);
+        memory_make_room(s);
+        plan_rows(s, step, now_us);
+        if (m->rows_count)
+            break;
+        /* All prompts that run wait for pages of each other: one has to give way. */
+        if (s->planned != s->applied || !memory_retract(s))
+            return NULL;
+    }
     memcpy(m->closed, s->closed, s->closed_count * sizeof *m->closed);
     m->closed_count = s->closed_count;
     s->closed_count = 0;

@@ -32,6 +32,8 @@ struct sequence *sequence_new(const struct scheduler_request *request,
     seq->sampling.logit_bias =
         copy_array(sampling->logit_bias, sampling->logit_bias_count, sizeof *sampling->logit_bias);
     seq->arrived_us = now_us;
+    seq->node = PREFIX_ROOT;
+    seq->place.page = PREFIX_ROOT;
     return seq;
 }
 
@@ -50,12 +52,28 @@ void sequence_free(struct sequence **self)
 void sequence_start(struct sequence *seq, uint32_t slot, uint32_t pages_max)
 {
     /* Once, so that steps need no memory; what is never written never becomes resident. */
-    seq->tokens = mem_resize(seq->tokens, (size_t)seq->prompt_count + seq->sampling.max_tokens,
-                             sizeof *seq->tokens);
-    seq->pages = mem_array(pages_max, sizeof *seq->pages);
-    seq->pages_max = pages_max;
+    if (!seq->pages) {
+        seq->tokens = mem_resize(seq->tokens, (size_t)seq->prompt_count + seq->sampling.max_tokens,
+                                 sizeof *seq->tokens);
+        seq->pages = mem_array(pages_max, sizeof *seq->pages);
+    }
     seq->slot = slot;
     seq->state = SEQUENCE_PREFILL;
+}
+
+void sequence_stop(struct sequence *seq)
+{
+    seq->planned = seq->generated;
+    seq->computed = 0;
+    seq->pages_count = seq->pages_told = seq->pages_shared = 0;
+    seq->node = PREFIX_ROOT;
+    seq->node_depth = 0;
+    seq->state = SEQUENCE_WAITING;
+}
+
+uint32_t sequence_known(const struct sequence *seq)
+{
+    return seq->prompt_count + seq->generated;
 }
 
 uint32_t sequence_pending(const struct sequence *seq)

@@ -3,6 +3,7 @@
 #define PHALANX_SCHEDULER_SEQUENCE_H
 
 #include "services/scheduler/core.h"
+#include "services/scheduler/prefix.h"
 
 #include <stdbool.h>
 #include <stdint.h>
@@ -10,9 +11,10 @@
 
 enum sequence_state {
     SEQUENCE_WAITING, /* in the queue: no slot, no pages */
-    SEQUENCE_PREFILL, /* a part of the prompt is not planned yet */
+    SEQUENCE_PREFILL, /* a part of its known tokens is not planned yet */
     SEQUENCE_DECODE,
-    SEQUENCE_ENDED, /* kept until no step in flight has a row of it */
+    SEQUENCE_RETRACTED, /* to the queue again, as soon as no step in flight has a row of it */
+    SEQUENCE_ENDED,     /* kept until no step in flight has a row of it */
 };
 
 struct sequence_key {
@@ -35,9 +37,17 @@ struct sequence {
     uint32_t slot;
     uint32_t *pages;
     uint32_t pages_count;
-    uint32_t pages_max;             /* taken and promised */
+    uint32_t pages_told;   /* of them, to the workers */
+    uint32_t pages_shared; /* of them, those found in the tree */
+    uint32_t node;         /* of the prefix tree, locked while it holds a slot */
+    uint32_t node_depth;
+    struct prefix_place place;      /* how far the tree knew its tokens when last asked */
     struct proto_sampling sampling; /* arrays owned */
     int64_t arrived_us;
+    uint64_t arrival;     /* counts sequences */
+    int64_t priority;     /* 0 where the policy has none */
+    uint32_t retractions; /* how often it was */
+    uint32_t passed;      /* later ones that have started before it */
 };
 
 /* sampling: with max_tokens and min_tokens resolved (admission.h). */
@@ -47,6 +57,12 @@ void sequence_free(struct sequence **self);
 
 /* Makes room for all tokens and pages that the sequence can come to have. */
 void sequence_start(struct sequence *seq, uint32_t slot, uint32_t pages_max);
+
+/* Back to a sequence that waits, with the tokens that it has. */
+void sequence_stop(struct sequence *seq);
+
+/* Prompt and generated tokens. */
+uint32_t sequence_known(const struct sequence *seq);
 
 /* Tokens that can be planned now: known or about to be chosen, and not computed. */
 uint32_t sequence_pending(const struct sequence *seq);

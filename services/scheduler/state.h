@@ -5,6 +5,7 @@
 #include "services/scheduler/core.h"
 #include "services/scheduler/pages.h"
 #include "services/scheduler/policy.h"
+#include "services/scheduler/prefix.h"
 #include "services/scheduler/sequence.h"
 
 /* A step and the memory of its arrays: slots_max elements each, taken once. */
@@ -22,9 +23,14 @@ struct scheduler {
     struct sequence *by_key;  /* all that have not ended */
     struct sequence *prefill; /* in the order in which they started */
     struct sequence *decode;
-    uint32_t running; /* in either of the two */
-    struct pages pages;
-    uint32_t *slots; /* stack of free slots */
+    uint32_t running;       /* in either of the two */
+    uint32_t retracted;     /* in none: they wait for the steps that have a row of them */
+    uint64_t arrivals;      /* sequences that ever came */
+    struct pages pages;     /* in no sequence and not in the tree */
+    struct prefix tree;     /* empty without config.prefix_cache */
+    uint32_t pages_resting; /* of ended and retracted ones, until their steps are applied */
+    double new_token_ratio; /* memory.h */
+    uint32_t *slots;        /* stack of free slots */
     uint32_t slots_count;
     uint32_t *closed; /* slots that workers have not been told of yet */
     uint32_t closed_count;
@@ -39,6 +45,7 @@ struct scheduler {
     uint64_t surplus_tokens;
     uint64_t prefix_queries;
     uint64_t prefix_hits;
+    uint64_t preemptions;
 };
 
 static inline struct step *scheduler_step_at(struct scheduler *s, uint64_t number)
@@ -46,11 +53,14 @@ static inline struct step *scheduler_step_at(struct scheduler *s, uint64_t numbe
     return &s->steps[number % s->config.steps_in_flight_max];
 }
 
-/* Takes a running sequence out of its list. Its slot and pages come back at once when no step in
+/* Ends a sequence that does not wait. Its slot and pages come back at once when no step in
  * flight has a row of it, else when the last of them is applied. */
 void scheduler_end(struct scheduler *s, struct sequence *seq);
 
-/* Frees an ended sequence and what it holds, if no step in flight has a row of it. */
+/* Takes a running sequence out of the batch; it waits then, in front. */
+void scheduler_retract(struct scheduler *s, struct sequence *seq);
+
+/* Takes back what an ended or retracted sequence holds, if no step in flight has a row of it. */
 void scheduler_release(struct scheduler *s, struct sequence *seq);
 
 #endif
