@@ -36,8 +36,26 @@ $(TESTS)/$(notdir $(1:%.c=%)): $(1) $(ARCHIVES) | $(BUILD)/inc/tests
 endef
 $(foreach c,$(CLI_SRC),$(eval $(call cli,$(c))))
 
-.PHONY: tests-build test test-unit test-fuzz test-python test-integration
-tests-build: all $(UNIT_BIN) $(FUZZ_BIN) $(CLI_BIN)
+SIM_SRC := $(wildcard tests/sim/*.c)
+$(TESTS)/sim: $(SIM_SRC) tests/sim/sim.h $(ARCHIVES) | $(BUILD)/inc/tests
+	$(call say,TEST,$@)
+	@mkdir -p $(@D)
+	$(Q)$(TEST_CC) $(SIM_SRC) $(LDFLAGS_ALL) $(TEST_LINK) -o $@
+
+.PHONY: tests-build test test-unit test-fuzz test-python test-integration test-sim sim
+tests-build: all $(UNIT_BIN) $(FUZZ_BIN) $(CLI_BIN) $(TESTS)/sim
+
+# Histories of the scheduler: make sim SEEDS=1000000 [SEED=1], on every core. A failure names its
+# seed; $(TESTS)/sim SEED replays it.
+SEEDS ?= 100000
+SEED ?= 1
+sim: $(TESTS)/sim
+	$(Q)n=$$(nproc); each=$$((($(SEEDS) + n - 1) / n)); pids=; rc=0; \
+		for i in $$(seq 0 $$((n - 1))); do $(TESTS)/sim $$(($(SEED) + i * each)) $$each & pids="$$pids $$!"; done; \
+		for p in $$pids; do wait $$p || rc=1; done; exit $$rc
+
+test-sim: $(TESTS)/sim
+	$(Q)$(TESTS)/sim 1 5000
 
 test-unit: all $(UNIT_BIN)
 	$(Q)BUILD=$(BUILD) mk/run-unit.sh $(UNIT_BIN)
@@ -55,7 +73,7 @@ test-integration:
 	$(Q)$(MAKE) --no-print-directory test-python PYTEST_PATHS=tests/integration
 
 test: test-deps
-	$(Q)$(MAKE) --no-print-directory test-unit test-fuzz test-python
+	$(Q)$(MAKE) --no-print-directory test-unit test-sim test-fuzz test-python
 
 # Coverage-guided fuzzing: make fuzz FUZZ=json SECONDS=60
 FUZZ_CC ?= clang

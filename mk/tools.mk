@@ -3,7 +3,7 @@ CLANG_FORMAT ?= clang-format-14
 CLANG_TIDY ?= clang-tidy-14
 # What people write; tables made by scripts are left alone.
 FORMAT_SRC := $(filter-out %_tables.c,$(wildcard $(foreach d,common proto kernels kernels/* services/* services/*/* tests/unit/* \
-	tests/fuzz tests/golden tests/integration tests/bench tests/kernels,$(foreach e,c h cc,$(d)/*.$(e)))))
+	tests/fuzz tests/golden tests/integration tests/bench tests/kernels tests/sim,$(foreach e,c h cc,$(d)/*.$(e)))))
 TIDY_SRC := $(filter %.c,$(filter-out tests/% kernels/cuda/%,$(FORMAT_SRC)))
 
 .PHONY: help format format-check lint lint-deps cover

@@ -378,3 +378,11 @@ int field_refused(struct params *p, const struct field *f, const json_t *value,
     return problem_set(problem, 400, "unsupported_field", name,
                        "field \"%s\" is not supported by this server", name);
 }
+
+/* A priority that nobody would mind is refused. */
+int field_priority(struct params *p, const struct field *f, const json_t *value,
+                   struct problem *problem)
+{
+    return p->context->priorities ? field_i64(p, f, value, problem)
+                                  : field_refused(p, f, value, problem);
+}

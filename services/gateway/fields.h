@@ -48,6 +48,7 @@ field_parser field_bias;
 field_parser field_kwargs;
 field_parser field_members; /* an object with a table of its own */
 field_parser field_stream_options;
+field_parser field_priority;
 field_parser field_refused; /* known, not supported: only its no-op values pass */
 
 /* prompt.c */
@@ -81,6 +82,13 @@ field_parser field_messages;
 #define FIELD_REFUSED(text, values)                                                                \
     {                                                                                              \
         .name = text, .parse = field_refused, .noop = values                                       \
+    }
+
+#define FIELD_PRIORITY                                                                             \
+    {                                                                                              \
+        .name = "priority", .parse = field_priority,                                               \
+        .offset = FIELD_AT(generate.sampling.priority), .low = -HIGH_priority,                     \
+        .high = HIGH_priority, .noop = "[0]"                                                       \
     }
 
 /* Sampling fields that every endpoint spells alike. */

@@ -193,6 +193,7 @@ static void settings_read(struct gateway *gw)
     gw->queued_max = (uint32_t)options_int(o, OPT_MAX_QUEUED_REQUESTS);
     gw->conns_max = connections_max();
     gw->context.model = gw->model;
+    gw->context.priorities = strcmp(options_str(o, OPT_SCHEDULE_POLICY), "priority") == 0;
     defaults_init(&gw->context.defaults);
     if (model_dir[0])
         defaults_load(model_dir, &gw->context.defaults);

@@ -14,6 +14,7 @@ struct params_context {
     const char *model;              /* served name */
     struct proto_sampling defaults; /* of the model's generation_config.json */
     uint32_t vocab_size;            /* width of the logits; 0: not known */
+    bool priorities;                /* the scheduler minds them */
 };
 
 struct prompt {

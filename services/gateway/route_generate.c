@@ -46,7 +46,7 @@ static const struct field fields[] = {
     FIELD_REFUSED("session_params", "[]"),
     FIELD_REFUSED("custom_logit_processor", "[]"),
     FIELD_REFUSED("return_hidden_states", "[false]"),
-    FIELD_REFUSED("priority", "[0]"),
+    FIELD_PRIORITY,
     FIELD_REFUSED("log_metrics", "[true]"),
     FIELD_REFUSED("background", "[false]"),
     {0},

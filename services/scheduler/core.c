@@ -184,7 +184,7 @@ int scheduler_admit(struct scheduler *s, const struct scheduler_request *request
     seq = sequence_new(request, &resolved, now_us);
     HASH_ADD(hh, s->by_key, key, sizeof seq->key, seq);
     seq->arrival = ++s->arrivals;
-    seq->priority = s->policy->priorities ? request->priority : 0;
+    seq->priority = s->policy->priorities ? resolved.priority : 0;
     queue_insert(&s->queue, seq);
     return 0;
 }

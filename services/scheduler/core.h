@@ -51,7 +51,6 @@ struct scheduler_request {
     const uint32_t *prompt;
     uint32_t prompt_count;
     const struct proto_sampling *sampling;
-    int64_t priority; /* higher is sooner, where the policy knows priorities */
 };
 
 /* What was wrong with a request, for proto's FAILED; both are static strings, or "". */

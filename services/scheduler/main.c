@@ -2,6 +2,8 @@
 #include "common/options.h"
 #include "services/scheduler/service.h"
 
+#include <string.h>
+
 static int check_options(const struct options *o, struct err *err)
 {
     static const enum option needed[] = {OPT_SCHEDULER_ENDPOINT, OPT_WORKER_ENDPOINT};
@@ -35,6 +37,9 @@ int main(int argc, char **argv)
         .page_size = (uint32_t)options_int(&o, OPT_PAGE_SIZE),
         .num_pages = (uint32_t)options_int(&o, OPT_NUM_PAGES),
         .policy = options_str(&o, OPT_SCHEDULE_POLICY),
+        .preempt_above = options_int(&o, OPT_PREEMPTION_THRESHOLD),
+        .prefix_cache = strcmp(options_str(&o, OPT_CACHE_TYPE), "radix") == 0 &&
+                        !options_bool(&o, OPT_DISABLE_RADIX_CACHE),
         .heartbeat_timeout_s = options_float(&o, OPT_HEARTBEAT_TIMEOUT),
         .step_timeout_s = options_float(&o, OPT_STEP_TIMEOUT),
         .epoch = (uint64_t)options_int(&o, OPT_EPOCH),

@@ -59,6 +59,7 @@ static void report_count(struct report *r, const struct scheduler_stats *now)
     metric_add(m, METRIC_STEPS, (double)(now->steps - was->steps));
     metric_add(m, METRIC_PREFIX_QUERIES, (double)(now->prefix_queries - was->prefix_queries));
     metric_add(m, METRIC_PREFIX_HITS, (double)(now->prefix_hits - was->prefix_hits));
+    metric_add(m, METRIC_PREEMPTIONS, (double)(now->preemptions - was->preemptions));
     metrics_sample_process(m);
     r->counted = *now;
 }

@@ -12,9 +12,11 @@
 #include <inttypes.h>
 #include <signal.h>
 #include <stdlib.h>
+#include <sys/random.h>
 #include <uv.h>
 
-#define STEPS_IN_FLIGHT_MAX 1u
+/* One computes while the next waits at the ranks: they never wait for a plan. */
+#define STEPS_IN_FLIGHT_MAX 2u
 #define TICK_MS 200u
 #define LOG_PERIOD_US 5000000
 
@@ -288,6 +290,8 @@ static int core_start(struct service *s, struct err *err)
         .vocab_size = g->vocab_size,
         .steps_in_flight_max = STEPS_IN_FLIGHT_MAX,
         .policy = c->policy,
+        .prefix_cache = c->prefix_cache,
+        .preempt_above = c->preempt_above,
         .eos_ids = g->eos_ids,
         .eos_ids_count = g->eos_ids_count,
     };
@@ -300,6 +304,8 @@ static int core_start(struct service *s, struct err *err)
     if (g->pages_max > SCHEDULER_PAGES_MAX)
         g->pages_max = SCHEDULER_PAGES_MAX;
     core.num_pages = g->pages_max;
+    if (getrandom(&core.hash_seed, sizeof core.hash_seed, 0) != (ssize_t)sizeof core.hash_seed)
+        return err_errno(err, ERR_INTERNAL, "getrandom");
     return scheduler_new(&core, &s->core, err);
 }
 

@@ -4,6 +4,7 @@
 
 #include "common/err.h"
 
+#include <stdbool.h>
 #include <stdint.h>
 
 struct service_config {
@@ -17,6 +18,8 @@ struct service_config {
     uint32_t page_size;
     uint32_t num_pages; /* 0: what every rank has room for */
     const char *policy;
+    int64_t preempt_above;
+    bool prefix_cache;
     double heartbeat_timeout_s;
     double step_timeout_s;
     uint64_t epoch;

@@ -77,9 +77,8 @@ static void prompt_draw(struct sim *m, struct request *r)
 
 static void request_draw(struct sim *m, struct request *r)
 {
-    *r = (struct request){.key = sim_mix(m->seed) + m->requests_count,
-                          .owner = sim_draw(m, OWNERS),
-                          .priority = (int64_t)sim_draw(m, 5) - 2};
+    *r =
+        (struct request){.key = sim_mix(m->seed) + m->requests_count, .owner = sim_draw(m, OWNERS)};
     prompt_draw(m, r);
     r->stop_id = sim_draw(m, m->config.vocab_size);
     r->sampling = (struct proto_sampling){
@@ -90,6 +89,7 @@ static void request_draw(struct sim *m, struct request *r)
         .max_tokens = sim_draw(m, 3) ? 1 + sim_draw(m, 40) : 0,
         .ignore_eos = sim_draw(m, 2),
         .logprobs = -1,
+        .priority = (int64_t)sim_draw(m, 5) - 2,
         .seed = m->requests_count,
         .stop_token_ids = &r->stop_id,
         .stop_token_ids_count = sim_draw(m, 4) == 0,

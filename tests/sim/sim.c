@@ -113,8 +113,7 @@ static void on_submit(struct sim *m, uint32_t owner, struct letter *letter)
                                         .id = letter->request,
                                         .prompt = r->prompt,
                                         .prompt_count = r->prompt_count,
-                                        .sampling = &r->sampling,
-                                        .priority = r->priority};
+                                        .sampling = &r->sampling};
     struct scheduler_stats before, after;
     struct err err = {0};
     int rc;

@@ -64,7 +64,6 @@ struct request {
     uint32_t prompt[CONTEXT + 4];
     struct proto_sampling sampling; /* as asked; the seed says which request it is */
     uint32_t stop_id;
-    int64_t priority;
     /* at the scheduler */
     bool admitted;
     uint32_t applied; /* tokens that the core has given out */

@@ -58,7 +58,7 @@ static int admit_sampling(struct scheduler *s, uint64_t owner, uint64_t id, uint
                           struct err *err)
 {
     uint32_t *prompt = mem_array(prompt_count, sizeof *prompt);
-    struct scheduler_request r = {owner, id, prompt, prompt_count, sampling, 0};
+    struct scheduler_request r = {owner, id, prompt, prompt_count, sampling};
     int rc;
 
     for (uint32_t i = 0; i < prompt_count; i++)
@@ -457,7 +457,7 @@ static void test_request_checks(void **state)
     struct err err = {0};
     uint32_t ids[] = {1, VOCAB};
     struct proto_bias bias[] = {{5, 1}, {VOCAB, 1}};
-    struct scheduler_request bad_id = {1, 1, ids, 2, &p, 0};
+    struct scheduler_request bad_id = {1, 1, ids, 2, &p};
 
     (void)state;
 #define BAD(field, value)                                                                          \
@@ -481,6 +481,7 @@ static void test_request_checks(void **state)
     BAD(min_tokens, 6);
     BAD(logprobs, 21);
     BAD(logprobs, -2);
+    BAD(priority, 1000001);
 #undef BAD
     p = sampling_default(5);
     assert_int_equal(scheduler_admit(s, &bad_id, 0, &refusal, &err), ERR_INVALID);

@@ -521,10 +521,10 @@ static void test_queue_full(void **state)
 
     (void)state;
     world_new(&w);
-    w.ranks[1].mute = true; /* the first step stays out */
+    w.ranks[1].mute = true; /* the first two steps stay out */
     world_ready(&w);
     submit(t, 0, 1, 5);
-    world_wait(&w, w.ranks[1].steps == 1);
+    world_wait(&w, w.ranks[1].steps == 2);
     for (uint64_t sid = 1; sid <= 12; sid++) /* 3 slots are free and 8 may wait */
         submit(t, sid, 1, 5);
     world_wait(&w, t->failed == 1);
