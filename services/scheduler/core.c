@@ -11,8 +11,6 @@
 #include <string.h>
 #include <utlist.h>
 
-#define NEW_TOKEN_RATIO_INITIAL 0.7
-
 static int config_check(const struct scheduler_config *c, struct err *err)
 {
     if (c->slots_max < 1 || c->slots_max > SCHEDULER_SLOTS_MAX)
@@ -35,6 +33,8 @@ static int config_check(const struct scheduler_config *c, struct err *err)
     if (c->steps_in_flight_max < 1 || c->steps_in_flight_max > SCHEDULER_STEPS_MAX)
         return err_set(err, ERR_INVALID, "steps_in_flight_max %u is outside of 1 .. %u",
                        c->steps_in_flight_max, SCHEDULER_STEPS_MAX);
+    if (!(c->conservativeness >= 0))
+        return err_set(err, ERR_INVALID, "conservativeness %g is negative", c->conservativeness);
     if (!policy_find(c->policy))
         return err_set(err, ERR_INVALID, "there is no policy named %s", c->policy);
     return 0;
@@ -99,7 +99,7 @@ int scheduler_new(const struct scheduler_config *config, struct scheduler **out,
     pages_init(&s->pages, config->num_pages);
     if (config->prefix_cache)
         prefix_init(&s->tree, config->num_pages, config->page_size, config->hash_seed);
-    s->new_token_ratio = NEW_TOKEN_RATIO_INITIAL;
+    memory_init(s);
     s->slots = mem_array(config->slots_max, sizeof *s->slots);
     s->closed = mem_array(config->slots_max, sizeof *s->closed);
     for (uint32_t i = config->slots_max; i > 0; i--)

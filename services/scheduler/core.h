@@ -38,6 +38,7 @@ struct scheduler_config {
     const char *policy;      /* a name of policies.c */
     bool prefix_cache;       /* pages are kept and shared */
     uint64_t hash_seed;      /* of the prefix tree: random */
+    double conservativeness; /* of the estimate of what sequences will need; 1 is usual */
     int64_t preempt_above;   /* difference of priority, see memory_preempt */
     const uint32_t *eos_ids; /* copied */
     uint32_t eos_ids_count;

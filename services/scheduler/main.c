@@ -37,6 +37,7 @@ int main(int argc, char **argv)
         .page_size = (uint32_t)options_int(&o, OPT_PAGE_SIZE),
         .num_pages = (uint32_t)options_int(&o, OPT_NUM_PAGES),
         .policy = options_str(&o, OPT_SCHEDULE_POLICY),
+        .conservativeness = options_float(&o, OPT_SCHEDULE_CONSERVATIVENESS),
         .preempt_above = options_int(&o, OPT_PREEMPTION_THRESHOLD),
         .prefix_cache = strcmp(options_str(&o, OPT_CACHE_TYPE), "radix") == 0 &&
                         !options_bool(&o, OPT_DISABLE_RADIX_CACHE),

@@ -2,13 +2,26 @@
 
 #include <assert.h>
 
-/* How much we expect requests to use of the new tokens that they may. */
+/* How much we expect requests to use of the new tokens that they may: at first, at least, and how
+ * many steps lie between the two when nothing goes wrong. */
+#define RATIO_INITIAL 0.7
 #define RATIO_MIN 0.1
-#define RATIO_DECAY 0.001 /* a step */
+#define RATIO_STEPS 600.0
 /* What a retraction shows to be needed lies that many tokens a sequence ahead of now. */
 #define RATIO_AHEAD_TOKENS 20.0
 /* Nobody is expected to generate more: who does pays by a retraction. */
 #define EXPECTED_TOKENS_MAX 4096u
+
+static double at_most_one(double ratio)
+{
+    return ratio < 1 ? ratio : 1;
+}
+
+void memory_init(struct scheduler *s)
+{
+    s->new_token_ratio = at_most_one(RATIO_INITIAL * s->config.conservativeness);
+    s->new_token_ratio_min = at_most_one(RATIO_MIN * s->config.conservativeness);
+}
 
 static uint32_t pages_for(const struct scheduler *s, uint64_t tokens)
 {
@@ -157,7 +170,7 @@ static void ratio_raise(struct scheduler *s)
         }
     }
     if (most > 0 && generated / most > s->new_token_ratio)
-        s->new_token_ratio = generated < most ? generated / most : 1;
+        s->new_token_ratio = at_most_one(generated / most);
 }
 
 bool memory_retract(struct scheduler *s)
@@ -208,7 +221,7 @@ bool memory_preempt(struct scheduler *s, const struct sequence *seq)
 
 void memory_learn(struct scheduler *s)
 {
-    s->new_token_ratio -= RATIO_DECAY;
-    if (s->new_token_ratio < RATIO_MIN)
-        s->new_token_ratio = RATIO_MIN;
+    s->new_token_ratio -= (RATIO_INITIAL - RATIO_MIN) / RATIO_STEPS;
+    if (s->new_token_ratio < s->new_token_ratio_min)
+        s->new_token_ratio = s->new_token_ratio_min;
 }

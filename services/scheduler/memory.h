@@ -14,6 +14,9 @@
 
 #include "services/scheduler/state.h"
 
+/* The estimate to begin with. */
+void memory_init(struct scheduler *s);
+
 /* Pages that can be taken now: free ones, and those of the tree that nothing keeps. */
 uint32_t memory_available(const struct scheduler *s);
 

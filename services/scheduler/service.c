@@ -291,6 +291,7 @@ static int core_start(struct service *s, struct err *err)
         .steps_in_flight_max = STEPS_IN_FLIGHT_MAX,
         .policy = c->policy,
         .prefix_cache = c->prefix_cache,
+        .conservativeness = c->conservativeness,
         .preempt_above = c->preempt_above,
         .eos_ids = g->eos_ids,
         .eos_ids_count = g->eos_ids_count,

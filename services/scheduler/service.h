@@ -18,6 +18,7 @@ struct service_config {
     uint32_t page_size;
     uint32_t num_pages; /* 0: what every rank has room for */
     const char *policy;
+    double conservativeness;
     int64_t preempt_above;
     bool prefix_cache;
     double heartbeat_timeout_s;

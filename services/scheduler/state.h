@@ -30,7 +30,8 @@ struct scheduler {
     struct prefix tree;     /* empty without config.prefix_cache */
     uint32_t pages_resting; /* of ended and retracted ones, until their steps are applied */
     double new_token_ratio; /* memory.h */
-    uint32_t *slots;        /* stack of free slots */
+    double new_token_ratio_min;
+    uint32_t *slots; /* stack of free slots */
     uint32_t slots_count;
     uint32_t *closed; /* slots that workers have not been told of yet */
     uint32_t closed_count;

@@ -89,7 +89,7 @@ void audit(struct sim *m)
     CHECK(m, c.resting == s->pages_resting);
     CHECK(m, c.slots + s->slots_count == s->config.slots_max);
     CHECK(m, s->queue.count <= s->config.queued_max + 2 * s->config.slots_max);
-    CHECK(m, s->new_token_ratio >= 0.1 && s->new_token_ratio <= 1);
+    CHECK(m, s->new_token_ratio >= 0 && s->new_token_ratio <= 1);
 }
 
 void audit_idle(struct sim *m)
@@ -104,11 +104,6 @@ void audit_idle(struct sim *m)
     scheduler_stats(m->core, &stats);
     CHECK(m, stats.pages_free == m->config.num_pages && stats.pages_cached == 0);
     audit(m);
-}
-
-void audit_press(struct sim *m)
-{
-    m->core->new_token_ratio = 0.1;
 }
 
 bool audit_decodes(const struct sim *m, uint32_t request)

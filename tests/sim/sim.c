@@ -43,6 +43,7 @@ static void config_draw(struct sim *m)
         .policy = policies[sim_draw(m, 4)],
         .prefix_cache = sim_draw(m, 5) > 0,
         .hash_seed = m->seed,
+        .conservativeness = sim_draw(m, 2) ? 0 : 0.1 * sim_draw(m, 16),
         .preempt_above = sim_draw(m, 3),
         .eos_ids = &m->eos,
         .eos_ids_count = 1,
@@ -55,8 +56,6 @@ static void scheduler_start(struct sim *m)
     struct err err = {0};
 
     CHECK(m, scheduler_new(&m->config, &m->core, &err) == 0);
-    if (m->seed % 2)
-        audit_press(m);
     m->planned = m->applied = m->computed = 0;
     memset(m->slots, 0, sizeof m->slots);
     memset(m->device, 0, sizeof m->device);

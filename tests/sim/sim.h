@@ -167,8 +167,6 @@ void worker_compute(struct sim *m, uint64_t step);
 
 void audit(struct sim *m);
 void audit_idle(struct sim *m);
-/* The core expects less than requests will need: sequences have to give way. */
-void audit_press(struct sim *m);
 bool audit_decodes(const struct sim *m, uint32_t request);
 uint32_t audit_available(const struct sim *m);
 

@@ -29,6 +29,7 @@ static struct scheduler_config config_default(void)
         .vocab_size = VOCAB,
         .steps_in_flight_max = 1,
         .policy = "fcfs",
+        .conservativeness = 1,
         .eos_ids = eos,
         .eos_ids_count = 2,
     };
@@ -150,6 +151,8 @@ static void test_config_bounds(void **state)
     BAD(steps_in_flight_max, 0);
     BAD(steps_in_flight_max, SCHEDULER_STEPS_MAX + 1);
     BAD(policy, "none");
+    BAD(conservativeness, -0.1);
+    BAD(conservativeness, (double)NAN);
 #undef BAD
     good.slots_max = SCHEDULER_SLOTS_MAX;
     s = make(&good);
