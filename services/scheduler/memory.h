@@ -8,7 +8,9 @@
  * computed is still in the prefix tree when they come back.
  *
  * Nothing starves: the first of the running sequences (sequence_before) is never retracted, and
- * alone it always fits (admission.h). */
+ * alone it always fits (admission.h). And nothing gets stuck: what a sequence knows when it starts
+ * is in the estimate as a whole, so that the prompts that run fit together; only sequences that
+ * decode outgrow it, and they have a row in each step or make others give way. */
 #ifndef PHALANX_SCHEDULER_MEMORY_H
 #define PHALANX_SCHEDULER_MEMORY_H
 

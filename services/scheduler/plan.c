@@ -236,16 +236,11 @@ const struct scheduler_step *scheduler_plan(struct scheduler *s, int64_t now_us)
 
     if (s->planned - s->applied >= s->config.steps_in_flight_max)
         return NULL;
-    for (;;) {
-        step_clear(step, s->planned + 1);
-        memory_make_room(s);
-        plan_rows(s, step, now_us);
-        if (m->rows_count)
-            break;
-        /* All prompts that run wait for pages of each other: one has to give way. */
-        if (s->planned != s->applied || !memory_retract(s))
-            return NULL;
-    }
+    step_clear(step, s->planned + 1);
+    memory_make_room(s);
+    plan_rows(s, step, now_us);
+    if (m->rows_count == 0)
+        return NULL;
     memcpy(m->closed, s->closed, s->closed_count * sizeof *m->closed);
     m->closed_count = s->closed_count;
     s->closed_count = 0;

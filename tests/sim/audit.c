@@ -106,6 +106,52 @@ void audit_idle(struct sim *m)
     audit(m);
 }
 
+static const struct sequence *find(const struct sim *m, uint32_t request)
+{
+    for (const struct sequence *seq = m->core->by_key; seq; seq = seq->hh.next)
+        if (seq->key.id == request)
+            return seq;
+    return NULL;
+}
+
+uint64_t audit_first(const struct sim *m)
+{
+    const struct sequence *lists[] = {m->core->prefill, m->core->decode};
+    const struct sequence *first = NULL;
+
+    for (int i = 0; i < 2; i++)
+        for (const struct sequence *seq = lists[i]; seq; seq = seq->next)
+            if (!first || seq->arrival < first->arrival)
+                first = seq;
+    return first ? first->key.id : UINT64_MAX;
+}
+
+/* The earlier it came the earlier it starts, but for those that wait for pages of this step. */
+static void order_check(const struct sim *m, const struct sequence *opened)
+{
+    for (const struct sequence *seq = m->core->by_key; seq; seq = seq->hh.next) {
+        struct prefix_place place = seq->place;
+
+        if (seq->state != SEQUENCE_WAITING || seq->arrival > opened->arrival)
+            continue;
+        prefix_climb_ready(&m->core->tree, m->core->planned, &place);
+        CHECK(m, place.depth < seq->place.depth);
+    }
+}
+
+void audit_plan(struct sim *m, const struct proto_step *step, uint64_t first)
+{
+    if (strcmp(m->config.policy, "priority") == 0)
+        return;
+    if (first != UINT64_MAX)
+        CHECK(m, find(m, (uint32_t)first)->state == SEQUENCE_PREFILL ||
+                     find(m, (uint32_t)first)->state == SEQUENCE_DECODE);
+    if (strcmp(m->config.policy, "fcfs") != 0)
+        return;
+    for (uint32_t i = 0; i < step->opened_count; i++)
+        order_check(m, find(m, (uint32_t)step->opened[i].sampling.seed));
+}
+
 bool audit_decodes(const struct sim *m, uint32_t request)
 {
     for (const struct sequence *seq = m->core->decode; seq; seq = seq->next)

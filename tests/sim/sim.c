@@ -162,6 +162,7 @@ static void event_to_client(struct sim *m, uint32_t owner)
 
 static void event_plan(struct sim *m)
 {
+    uint64_t first = audit_first(m);
     const struct scheduler_step *step = scheduler_plan(m->core, m->now_us);
     struct letter letter = {.kind = LETTER_STEP};
     struct scheduler_stats stats;
@@ -174,6 +175,7 @@ static void event_plan(struct sim *m)
     }
     CHECK(m, m->planned - m->applied < m->config.steps_in_flight_max);
     CHECK(m, step->message.step == m->planned + 1);
+    audit_plan(m, &step->message, first);
     worker_planned(m, &step->message);
     letter.step = ++m->planned;
     link_send(m, &m->to_worker, &letter);

@@ -167,6 +167,9 @@ void worker_compute(struct sim *m, uint64_t step);
 
 void audit(struct sim *m);
 void audit_idle(struct sim *m);
+/* The running request that came first: it must never give way. UINT64_MAX: none runs. */
+uint64_t audit_first(const struct sim *m);
+void audit_plan(struct sim *m, const struct proto_step *step, uint64_t first);
 bool audit_decodes(const struct sim *m, uint32_t request);
 uint32_t audit_available(const struct sim *m);
 
