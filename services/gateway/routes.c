@@ -18,6 +18,7 @@ static const struct route routes[] = {
     {"/health/live", false, true, HTTP_GET, route_live},
     {"/health/ready", false, true, HTTP_GET, route_health},
     {"/health_generate", false, true, HTTP_GET, route_health_generate},
+    {"/flush_cache", false, false, HTTP_POST, route_flush_cache},
     {"/metrics", false, false, HTTP_GET, route_metrics},
     {"/version", false, false, HTTP_GET, route_version},
 };

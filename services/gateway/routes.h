@@ -29,6 +29,7 @@ void route_health(struct conn *c, const char *rest);
 void route_live(struct conn *c, const char *rest);
 void route_health_generate(struct conn *c, const char *rest);
 void route_metrics(struct conn *c, const char *rest);
+void route_flush_cache(struct conn *c, const char *rest);
 void route_version(struct conn *c, const char *rest);
 
 #endif

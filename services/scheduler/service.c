@@ -269,6 +269,10 @@ static void on_tokenizer_message(void *ctx, struct bus_peer *peer,
     case PROTO_ABORT:
         on_abort(s, peer, header->id);
         break;
+    case PROTO_FLUSH:
+        if (s->core)
+            scheduler_flush(s->core);
+        break;
     default:
         log_warn("tokenizer=%s sent %s, which is not for a scheduler", bus_peer_name(peer),
                  proto_type_name(header->type));

@@ -214,6 +214,10 @@ static void on_gateway_message(void *ctx, struct bus_peer *peer, const struct pr
         if (r)
             request_end(s, r, "client went away");
         break;
+    case PROTO_FLUSH:
+        if (s->scheduler)
+            (void)bus_send(s->scheduler, PROTO_FLUSH, 0, message, NULL);
+        break;
     default:
         log_warn("gateway=%s sent %s, which is not for a tokenizer", bus_peer_name(peer),
                  proto_type_name(header->type));

@@ -18,10 +18,12 @@ STORY = ("Once upon a time there was a little scheduler who lived in a big serve
 def requests():
     """Prompts that share much, some of them the same, several choices, greedy and not."""
     for i in range(20):
-        yield {"prompt": STORY * (1 + i % 3) + ("What next?" if i % 2 else f"On day {i} "),
+        yield {"prompt": STORY * (1 + i // 8) + ("What next?" if i % 2 else f"On day {i} "),
                "max_tokens": 40 + 8 * (i % 4), "temperature": 0 if i % 3 else 1.1,
                "seed": 1000 + i // 2, "n": 3 if i % 5 == 0 else 1,
-               "ignore_eos": i % 4 == 0, "logprobs": 2 if i % 7 == 0 else None}
+               "ignore_eos": i % 4 == 0,
+               # Ends later than the scheduler is told to expect.
+               "min_tokens": 40 if i % 4 in (1, 2) else 0, "logprobs": 2 if i % 7 == 0 else None}
 
 
 def metric(server, name):
@@ -83,6 +85,22 @@ def test_same_text(plain, args, pressed):
             assert eventually(server, "num_preemptions_total") > 0
     finally:
         server.stop()
+
+
+def test_flush():
+    def ask():
+        status, reply = server.post("/v1/completions", {"prompt": STORY, "max_tokens": 1})
+        assert status == 200
+        return reply["usage"]["prompt_tokens_details"]["cached_tokens"]
+
+    with Server(tp=1) as server:
+        assert ask() == 0
+        assert ask() > 16
+        assert server.post("/flush_cache", {}) == (200, {"status": "ok"})
+        assert ask() == 0
+        assert server.post("/flush_cache", b"")[0] == 200
+        assert ask() == 0
+        assert ask() > 16
 
 
 def test_priority_is_checked(server):
