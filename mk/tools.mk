@@ -16,6 +16,7 @@ help:
 	  deps "install what the build needs (apt)" \
 	  test-deps "install what the tests need (apt, and a Python environment in $(O)/venv)" \
 	  test-unit "unit tests" \
+	  sim "histories of the scheduler in simulated time: SEEDS=1000000 SEED=1" \
 	  test-fuzz "replay of the fuzz corpora" \
 	  test-python "integration and golden tests (PYTEST_PATHS=, PYTEST_ARGS=)" \
 	  fuzz "coverage-guided fuzzing: FUZZ=json SECONDS=60" \

@@ -17,7 +17,7 @@
 /* Known to OpenAI's clients or to those of SGLang and vLLM: refused by name, unless they ask for
  * what happens anyway. */
 #define FIELDS_OPENAI_REFUSED                                                                      \
-    FIELD_REFUSED("response_format", "[{\"type\":\"text\"}]"), FIELD_PRIORITY,   \
+    FIELD_REFUSED("response_format", "[{\"type\":\"text\"}]"), FIELD_PRIORITY,                     \
         FIELD_REFUSED("metadata", "[{}]"), FIELD_REFUSED("store", "[false]"),                      \
         FIELD_REFUSED("service_tier", "[\"auto\",\"default\"]"),                                   \
         FIELD_REFUSED("safety_identifier", "[]"), FIELD_REFUSED("prompt_cache_key", "[]"),         \

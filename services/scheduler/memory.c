@@ -169,7 +169,7 @@ static void ratio_raise(struct scheduler *s)
             most += seq->generated + new_tokens_max(seq);
         }
     }
-    if (most > 0 && generated / most > s->new_token_ratio)
+    if (generated / most > s->new_token_ratio)
         s->new_token_ratio = at_most_one(generated / most);
 }
 

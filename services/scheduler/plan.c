@@ -122,8 +122,6 @@ static bool start_fits(const struct scheduler *s, const struct sequence *seq, ui
     uint32_t loose = prefix_path_loose(&s->tree, place->page);
     uint64_t available = memory_available(s) - loose;
 
-    if (left == 0)
-        return false;
     if (s->config.prefill_tokens_max < 0) {
         if (count > left && left < s->prefill_tokens_max)
             return false;

@@ -29,21 +29,14 @@ void queue_insert(struct queue *q, struct sequence *seq)
     struct sequence *back = front ? front->prev : NULL; /* utlist: the head's prev is the tail */
 
     q->count++;
-    for (;;) {
-        if (!back || sequence_before(back, seq)) {
-            if (back)
-                DL_APPEND_ELEM(q->list, back, seq);
-            else
-                DL_PREPEND(q->list, seq);
-            return;
-        }
-        if (sequence_before(seq, front)) {
-            DL_PREPEND_ELEM(q->list, front, seq);
-            return;
-        }
-        back = back == q->list ? NULL : back->prev;
+    while (back && !sequence_before(back, seq) && sequence_before(front, seq)) {
+        back = back->prev;
         front = front->next;
     }
+    if (!back || sequence_before(back, seq))
+        DL_APPEND_ELEM(q->list, back, seq); /* NULL: the first */
+    else
+        DL_PREPEND_ELEM(q->list, front, seq);
 }
 
 void queue_remove(struct queue *q, struct sequence *seq)
