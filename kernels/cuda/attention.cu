@@ -359,6 +359,51 @@ static __device__ __forceinline__ void warps_merge(const float *parts, uint32_t 
     }
 }
 
+#define PARTS_AHEAD 16
+
+/* out (rows, D): the parts' weighted sum, in order. What most launches have of them is on its way
+ * while the weights are made. */
+template <class T, int D>
+static __device__ __forceinline__ void parts_add(const float *parts_at, uint32_t parts,
+                                                 uint32_t rows, float *weights, T *out)
+{
+    const size_t stride = DECODE_ROWS * PART_STRIDE(D);
+    float2 ahead[PARTS_AHEAD];
+    uint32_t first = threadIdx.x < rows * (D / 2) ? threadIdx.x : 0;
+    const float *mine = parts_at + first / (D / 2) * PART_STRIDE(D) + first % (D / 2) * 2;
+
+#pragma unroll
+    for (uint32_t p = 0; p < PARTS_AHEAD; p++)
+        if (p < parts)
+            ahead[p] = __ldcg(reinterpret_cast<const float2 *>(mine + p * stride));
+    parts_weigh<D>(parts_at, parts, rows, weights);
+    __syncthreads();
+    for (uint32_t i = threadIdx.x; i < rows * (D / 2); i += THREADS) {
+        uint32_t m = i / (D / 2), d = i % (D / 2) * 2;
+        const float *at = parts_at + m * PART_STRIDE(D) + d;
+        float2 sum = make_float2(0.0f, 0.0f);
+
+#pragma unroll
+        for (uint32_t p = 0; p < PARTS_AHEAD; p++)
+            if (p < parts) {
+                float weight = weights[p * DECODE_ROWS + m];
+                float2 v = i == threadIdx.x
+                               ? ahead[p]
+                               : __ldcg(reinterpret_cast<const float2 *>(at + p * stride));
+
+                sum = make_float2(fmaf(weight, v.x, sum.x), fmaf(weight, v.y, sum.y));
+            }
+#pragma unroll 8
+        for (uint32_t p = PARTS_AHEAD; p < parts; p++) {
+            float weight = weights[p * DECODE_ROWS + m];
+            float2 v = __ldcg(reinterpret_cast<const float2 *>(at + p * stride));
+
+            sum = make_float2(fmaf(weight, v.x, sum.x), fmaf(weight, v.y, sum.y));
+        }
+        *reinterpret_cast<uint32_t *>(out + m * D + d) = half_ops<T>::narrow2(sum.x, sum.y);
+    }
+}
+
 /* Grid: (splits, KV heads * tiles of 16 heads, rows). */
 template <class T, int D>
 __global__ void __launch_bounds__(THREADS) decode_kernel(struct attention_args a)
@@ -367,7 +412,6 @@ __global__ void __launch_bounds__(THREADS) decode_kernel(struct attention_args a
     __shared__ uint32_t arrived;
 
     next_start();
-    previous_wait();
 
     uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = a.heads / a.kv_heads;
     uint32_t tiles = (group + DECODE_ROWS - 1) / DECODE_ROWS;
@@ -386,18 +430,31 @@ __global__ void __launch_bounds__(THREADS) decode_kernel(struct attention_args a
     size_t unit = (size_t)blockIdx.z * gridDim.y + blockIdx.y;
     float *partials = a.partials + unit * gridDim.x * part_floats;
     struct rows16<D> r;
+    bool early;
 
     if (a.window && position + 1 > a.window)
         first = position + 1 - a.window;
     begin = first / TILE * TILE;
     span = ((end - begin + gridDim.x - 1) / gridDim.x + TILE - 1) / TILE * TILE;
     splits = (end - begin + span - 1) / span;
-    if (blockIdx.x >= splits)
+    if (blockIdx.x >= splits) {
+        previous_wait();
         return;
+    }
     begin += blockIdx.x * span;
     mine_end = begin + span < end ? begin + span : end;
 
+    begin += warp * (TILE / WARPS);
+    /* Keys of earlier positions are there since earlier steps, and the frame since the step's
+     * upload: only the queries and the newest key have to be waited for. */
+    early = begin + TILE / WARPS <= position;
+    if (early)
+        tile_load<D>(s, base, base + warp_bytes, begin, TILE / WARPS, mine_end, lane, 32);
     rows_reset(r);
+    previous_wait();
+    if (!early)
+        tile_load<D>(s, base, base + warp_bytes, begin, TILE / WARPS, mine_end, lane, 32);
+    copies_commit();
 #pragma unroll
     for (int h = 0; h < 2; h++) {
         uint32_t m = head0 + lane / 4 + h * 8;
@@ -409,9 +466,6 @@ __global__ void __launch_bounds__(THREADS) decode_kernel(struct attention_args a
         r.first[h] = first;
         r.last[h] = mine_end - 1;
     }
-    begin += warp * (TILE / WARPS);
-    tile_load<D>(s, base, base + warp_bytes, begin, TILE / WARPS, mine_end, lane, 32);
-    copies_commit();
     for (uint32_t p = begin; p < mine_end; p += TILE, turn ^= 1) {
         uint32_t here = base + turn * 2 * warp_bytes;
 
@@ -465,24 +519,9 @@ __global__ void __launch_bounds__(THREADS) decode_kernel(struct attention_args a
         return;
     __threadfence();
 
-    float *weights = reinterpret_cast<float *>(shared);
-
-    parts_weigh<D>(partials, splits, group - head0 < DECODE_ROWS ? group - head0 : DECODE_ROWS,
-                   weights);
-    __syncthreads();
-    for (uint32_t i = threadIdx.x; i < DECODE_ROWS * D; i += THREADS) {
-        uint32_t m = i / D, d = i % D;
-        float value = 0.0f;
-
-        if (head0 + m >= group)
-            break;
-#pragma unroll 8
-        for (uint32_t p = 0; p < splits; p++)
-            value += weights[p * DECODE_ROWS + m] *
-                     __ldcg(partials + p * part_floats + m * PART_STRIDE(D) + d);
-        reinterpret_cast<T *>(out)[(kv_head * group + head0 + m) * D + d] =
-            half_ops<T>::narrow(value);
-    }
+    parts_add<T, D>(partials, splits, group - head0 < DECODE_ROWS ? group - head0 : DECODE_ROWS,
+                    reinterpret_cast<float *>(shared),
+                    reinterpret_cast<T *>(out) + (kv_head * group + head0) * D);
     if (threadIdx.x == 0)
         a.arrivals[unit] = 0;
 }

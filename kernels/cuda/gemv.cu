@@ -144,16 +144,18 @@ template <class T, int OUT, int SPLIT> static cudaError_t gemv_rows(const struct
     }
 }
 
-/* Few columns alone would leave most of the GPU's loads unissued: warps share them. */
+/* Few columns alone would leave most of the GPU's loads unissued: warps share them, as many as make
+ * one wave of blocks. */
 template <class T> static cudaError_t gemv_out(enum gemv_out out, const struct gemv_args *a)
 {
-    bool split = a->n <= 4096 && a->k >= 1024;
-
     if (out == GEMV_FLOAT)
         return gemv_rows<T, GEMV_FLOAT, 1>(a);
     if (out == GEMV_SILU)
         return gemv_rows<T, GEMV_SILU, 1>(a);
-    return split ? gemv_rows<T, GEMV_HALF, 4>(a) : gemv_rows<T, GEMV_HALF, 1>(a);
+    if (a->n <= 1536 && a->k >= 1024)
+        return gemv_rows<T, GEMV_HALF, 4>(a);
+    return a->n <= 3072 && a->k >= 1024 ? gemv_rows<T, GEMV_HALF, 2>(a)
+                                        : gemv_rows<T, GEMV_HALF, 1>(a);
 }
 
 cudaError_t launch_gemv(cudaStream_t s, enum half_type type, enum gemv_out out, const void *x,

@@ -73,11 +73,11 @@ static __device__ float block_sum(float x)
     return sum;
 }
 
-/* One block a token. VEC elements a thread and turn: 4 when the width allows it. */
-template <class T, int VEC>
+/* One block a token; rows of any width. */
+template <class T>
 __global__ void __launch_bounds__(NORM_THREADS)
-    add_norm_kernel(const T *x, float *residual, const float *weight, T *normed, uint32_t hidden,
-                    float eps, int fresh)
+    add_norm_any_kernel(const T *x, float *residual, const float *weight, T *normed,
+                        uint32_t hidden, float eps, int fresh)
 {
     typedef half_ops<T> ops;
     float *r = residual + (size_t)blockIdx.x * hidden, sum = 0.0f, scale;
@@ -86,8 +86,45 @@ __global__ void __launch_bounds__(NORM_THREADS)
 
     next_start();
     previous_wait();
-    for (uint32_t i = threadIdx.x * VEC; i < hidden; i += NORM_THREADS * VEC) {
-        if (VEC == 4) {
+    for (uint32_t i = threadIdx.x; i < hidden; i += NORM_THREADS) {
+        float v = ops::widen(in[i]) + (fresh ? 0.0f : r[i]);
+
+        r[i] = v;
+        sum += v * v;
+    }
+    scale = rsqrtf(block_sum(sum) / (float)hidden + eps);
+    for (uint32_t i = threadIdx.x; i < hidden; i += NORM_THREADS)
+        out[i] = ops::narrow(r[i] * scale * weight[i]);
+}
+
+#define NORM_KEPT 8 /* pieces of four numbers a thread keeps */
+
+/* One block a token; hidden is a multiple of 4 and the row fits the threads' registers. */
+template <class T>
+__global__ void __launch_bounds__(NORM_THREADS)
+    add_norm_kernel(const T *x, float *residual, const float *weight, T *normed, uint32_t hidden,
+                    float eps, int fresh)
+{
+    typedef half_ops<T> ops;
+    float *r = residual + (size_t)blockIdx.x * hidden, sum = 0.0f, scale;
+    const T *in = x + (size_t)blockIdx.x * hidden;
+    T *out = normed + (size_t)blockIdx.x * hidden;
+    float4 kept[NORM_KEPT], w[NORM_KEPT];
+
+    next_start();
+#pragma unroll
+    for (uint32_t k = 0; k < NORM_KEPT; k++) {
+        uint32_t i = (k * NORM_THREADS + threadIdx.x) * 4;
+
+        if (i < hidden)
+            w[k] = *reinterpret_cast<const float4 *>(weight + i);
+    }
+    previous_wait();
+#pragma unroll
+    for (uint32_t k = 0; k < NORM_KEPT; k++) {
+        uint32_t i = (k * NORM_THREADS + threadIdx.x) * 4;
+
+        if (i < hidden) {
             uint2 packed = *reinterpret_cast<const uint2 *>(in + i);
             float2 a = ops::widen2(packed.x), b = ops::widen2(packed.y);
             float4 v = make_float4(a.x, a.y, b.x, b.y);
@@ -97,27 +134,20 @@ __global__ void __launch_bounds__(NORM_THREADS)
 
                 v = make_float4(old.x + v.x, old.y + v.y, old.z + v.z, old.w + v.w);
             }
-            *reinterpret_cast<float4 *>(r + i) = v;
+            *reinterpret_cast<float4 *>(r + i) = kept[k] = v;
             sum += v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w;
-        } else {
-            float v = ops::widen(in[i]) + (fresh ? 0.0f : r[i]);
-
-            r[i] = v;
-            sum += v * v;
         }
     }
     scale = rsqrtf(block_sum(sum) / (float)hidden + eps);
-    for (uint32_t i = threadIdx.x * VEC; i < hidden; i += NORM_THREADS * VEC) {
-        if (VEC == 4) {
-            float4 v = *reinterpret_cast<float4 *>(r + i);
-            float4 w = *reinterpret_cast<const float4 *>(weight + i);
-            uint2 packed = make_uint2(ops::narrow2(v.x * scale * w.x, v.y * scale * w.y),
-                                      ops::narrow2(v.z * scale * w.z, v.w * scale * w.w));
+#pragma unroll
+    for (uint32_t k = 0; k < NORM_KEPT; k++) {
+        uint32_t i = (k * NORM_THREADS + threadIdx.x) * 4;
+        float4 v = kept[k];
 
-            *reinterpret_cast<uint2 *>(out + i) = packed;
-        } else {
-            out[i] = ops::narrow(r[i] * scale * weight[i]);
-        }
+        if (i < hidden)
+            *reinterpret_cast<uint2 *>(out + i) =
+                make_uint2(ops::narrow2(v.x * scale * w[k].x, v.y * scale * w[k].y),
+                           ops::narrow2(v.z * scale * w[k].z, v.w * scale * w[k].w));
     }
 }
 
@@ -125,9 +155,11 @@ template <class T>
 static cudaError_t add_norm(cudaStream_t s, const void *x, float *residual, const float *weight,
                             void *normed, uint32_t tokens, uint32_t hidden, float eps, int fresh)
 {
-    return launch_chained(hidden % 4 == 0 ? add_norm_kernel<T, 4> : add_norm_kernel<T, 1>,
-                          dim3(tokens), NORM_THREADS, 0, s, static_cast<const T *>(x), residual,
-                          weight, static_cast<T *>(normed), hidden, eps, fresh);
+    bool fits = hidden % 4 == 0 && hidden <= NORM_KEPT * NORM_THREADS * 4;
+
+    return launch_chained(fits ? add_norm_kernel<T> : add_norm_any_kernel<T>, dim3(tokens),
+                          NORM_THREADS, 0, s, static_cast<const T *>(x), residual, weight,
+                          static_cast<T *>(normed), hidden, eps, fresh);
 }
 
 cudaError_t launch_add_norm(cudaStream_t s, enum half_type type, const void *x, float *residual,
@@ -168,22 +200,23 @@ cudaError_t launch_silu(cudaStream_t s, enum half_type type, const void *gate_up
     return cudaGetLastError();
 }
 
-/* One warp a (token, head); heads in qkv's order: q, k, v. */
+#define ROPE_PAIRS 4 /* a lane's, at most: head_dim 256 */
+
+/* One warp a (token, head); heads in qkv's order: q, k, v. The frame and the rotations are complete
+ * before the kernel ahead of this one starts: what is known without qkv is read before the wait. */
 template <class T> __global__ void qk_norm_rope_kv_kernel(struct kv_args a)
 {
     typedef half_ops<T> ops;
     uint32_t warp = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32, lane = threadIdx.x % 32;
     uint32_t all = a.heads + 2 * a.kv_heads, half = a.head_dim / 2;
-    uint32_t t = warp / all, h = warp % all;
+    uint32_t t = warp / all < a.tokens ? warp / all : a.tokens - 1, h = warp % all;
     bool is_q = h < a.heads, is_v = h >= a.heads + a.kv_heads;
-    T *x, *out;
+    const float *norm = is_v ? NULL : is_q ? a.q_norm : a.k_norm;
+    T *x = static_cast<T *>(a.qkv) + (size_t)t * a.stride + (size_t)h * a.head_dim, *out = x;
+    float2 turn[ROPE_PAIRS], weight[ROPE_PAIRS], v[ROPE_PAIRS];
+    float scale = 1.0f, sum = 0.0f;
 
     next_start();
-    previous_wait();
-    if (t >= a.tokens)
-        return;
-    x = static_cast<T *>(a.qkv) + (size_t)t * a.stride + (size_t)h * a.head_dim;
-    out = x;
     if (!is_q) {
         uint32_t position = a.token_position[t], head = h - a.heads - (is_v ? a.kv_heads : 0);
         uint32_t page =
@@ -193,33 +226,39 @@ template <class T> __global__ void qk_norm_rope_kv_kernel(struct kv_args a)
               (((size_t)page * a.kv_heads + head) * a.page_size + position % a.page_size) *
                   a.head_dim;
     }
-    if (is_v) {
-        for (uint32_t i = lane; i < a.head_dim; i += 32)
-            out[i] = x[i];
+#pragma unroll
+    for (uint32_t k = 0; k < ROPE_PAIRS; k++) {
+        uint32_t i = lane + 32 * k;
+
+        turn[k] = make_float2(1.0f, 0.0f);
+        weight[k] = make_float2(1.0f, 1.0f);
+        if (i < half && !is_v)
+            turn[k] = reinterpret_cast<const float2 *>(a.rope)[(size_t)t * half + i];
+        if (i < half && norm)
+            weight[k] = make_float2(norm[i], norm[i + half]);
+    }
+    previous_wait();
+    if (warp / all >= a.tokens)
         return;
+#pragma unroll
+    for (uint32_t k = 0; k < ROPE_PAIRS; k++) {
+        uint32_t i = lane + 32 * k;
+
+        v[k] = i < half ? make_float2(ops::widen(x[i]), ops::widen(x[i + half]))
+                        : make_float2(0.0f, 0.0f);
+        sum += v[k].x * v[k].x + v[k].y * v[k].y;
     }
-
-    const float *norm = is_q ? a.q_norm : a.k_norm;
-    const float2 *rope = reinterpret_cast<const float2 *>(a.rope) + (size_t)t * half;
-    float scale = 1.0f;
-
-    if (norm) {
-        float sum = 0.0f;
-
-        for (uint32_t i = lane; i < a.head_dim; i += 32)
-            sum += ops::widen(x[i]) * ops::widen(x[i]);
+    if (norm)
         scale = rsqrtf(warp_sum(sum) / (float)a.head_dim + a.eps);
-    }
-    for (uint32_t i = lane; i < half; i += 32) {
-        float lo = ops::widen(x[i]), hi = ops::widen(x[i + half]);
-        float2 cs = rope[i];
+#pragma unroll
+    for (uint32_t k = 0; k < ROPE_PAIRS; k++) {
+        uint32_t i = lane + 32 * k;
+        float lo = v[k].x * (scale * weight[k].x), hi = v[k].y * (scale * weight[k].y);
 
-        if (norm) {
-            lo *= scale * norm[i];
-            hi *= scale * norm[i + half];
+        if (i < half) {
+            out[i] = ops::narrow(is_v ? lo : lo * turn[k].x - hi * turn[k].y);
+            out[i + half] = ops::narrow(is_v ? hi : hi * turn[k].x + lo * turn[k].y);
         }
-        out[i] = ops::narrow(lo * cs.x - hi * cs.y);
-        out[i + half] = ops::narrow(hi * cs.x + lo * cs.y);
     }
 }
 

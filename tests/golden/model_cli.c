@@ -1,11 +1,12 @@
 /* Runs a model without any service: one process a rank, prompts from a file, greedy tokens and the
- * first logits of each prompt as JSON on standard output.
+ * first and last logits of each prompt as JSON on standard output.
  *
- *   model_cli MODEL PROMPTS.json TP MAX_NEW CHUNK MODE STORE [DTYPE]
+ *   model_cli MODEL PROMPTS.json TP MAX_NEW CHUNK MODE STORE [DTYPE [DEVICE]]
  *
  * PROMPTS.json: a list of lists of ids. CHUNK: prefill tokens of a prompt in one step. MODE:
  * "alone" (one prompt after the other), "together" (all in the same steps), "staggered" (prompt i
- * joins at step 3 i). STORE: a new folder where ranks meet. DTYPE: as --dtype, or "dummy". */
+ * joins at step 3 i). STORE: a new folder where ranks meet. DTYPE: as --dtype, or "dummy". DEVICE:
+ * cpu as a rule. */
 #include "common/json.h"
 #include "common/mem.h"
 #include "services/worker/engine_model.h"
@@ -34,7 +35,7 @@ struct run {
     struct prompt *prompts;
     uint32_t count, max_new, chunk, pages_per_slot;
     uint64_t steps;
-    float *logits; /* shared between ranks: (count, vocab_size) */
+    float *logits; /* shared between ranks: (2, count, vocab_size), of the first and last id */
 };
 
 static void check(int rc, const struct err *err)
@@ -79,13 +80,15 @@ static struct proto_slot_open slot_open(const struct run *r, uint32_t slot)
 
 static void keep_logits(struct run *r, uint32_t result, uint32_t slot)
 {
+    const struct prompt *p = &r->prompts[slot];
     uint32_t begin, count;
     const float *logits = engine_model_logits(r->engine, result, &begin, &count);
 
-    if (r->prompts[slot].known != r->prompts[slot].count)
-        return;
     assert(logits);
-    memcpy(r->logits + (size_t)slot * r->info.vocab_size + begin, logits, count * sizeof *logits);
+    for (uint32_t i = 0; i < 2; i++)
+        if (p->known == (i ? p->count + r->max_new - 1 : p->count))
+            memcpy(r->logits + ((size_t)i * r->count + slot) * r->info.vocab_size + begin, logits,
+                   count * sizeof *logits);
 }
 
 /* One step of prompts first .. first + count - 1; page i of slot s is a fixed one that is not next
@@ -153,6 +156,19 @@ static void run_all(struct run *r, const char *mode)
     }
 }
 
+static void print_logits(const struct run *r, const char *name, const float *logits)
+{
+    (void)printf(", \"%s\": [", name);
+    for (uint32_t i = 0; i < r->count; i++) {
+        (void)printf("%s[", i ? ", " : "");
+        for (uint32_t k = 0; k < r->info.vocab_size; k++)
+            (void)printf("%s%.9g", k ? ", " : "",
+                         (double)logits[(size_t)i * r->info.vocab_size + k]);
+        (void)printf("]");
+    }
+    (void)printf("]");
+}
+
 static void print(const struct run *r)
 {
     (void)printf("{\"bytes_read\": %llu, \"tokens\": [",
@@ -163,15 +179,10 @@ static void print(const struct run *r)
             (void)printf("%s%u", k > r->prompts[i].count ? ", " : "", r->prompts[i].ids[k]);
         (void)printf("]");
     }
-    (void)printf("], \"logits\": [");
-    for (uint32_t i = 0; i < r->count; i++) {
-        (void)printf("%s[", i ? ", " : "");
-        for (uint32_t k = 0; k < r->info.vocab_size; k++)
-            (void)printf("%s%.9g", k ? ", " : "",
-                         (double)r->logits[(size_t)i * r->info.vocab_size + k]);
-        (void)printf("]");
-    }
-    (void)printf("]}\n");
+    (void)printf("]");
+    print_logits(r, "logits", r->logits);
+    print_logits(r, "last_logits", r->logits + (size_t)r->count * r->info.vocab_size);
+    (void)printf("}\n");
 }
 
 static void rank_main(struct run *r, struct engine_config *config, const char *mode)
@@ -179,7 +190,8 @@ static void rank_main(struct run *r, struct engine_config *config, const char *m
     struct err err;
     uint32_t longest = 0;
 
-    r->kind = engine_find("cpu");
+    r->kind = engine_find(config->device);
+    assert(r->kind);
     check(r->kind->load(config, &r->engine, &err), &err);
     r->kind->info(r->engine, &r->info);
     for (uint32_t i = 0; i < r->count; i++)
@@ -207,17 +219,20 @@ int main(int argc, char **argv)
     const size_t logits_bytes = (size_t)1 << 28; /* untouched pages cost nothing */
     bool failed = false;
 
-    if (argc < 8 || argc > 9) {
-        (void)fprintf(stderr,
-                      "usage: model_cli MODEL PROMPTS TP MAX_NEW CHUNK MODE STORE [DTYPE]\n");
+    if (argc < 8 || argc > 10) {
+        (void)fprintf(
+            stderr,
+            "usage: model_cli MODEL PROMPTS TP MAX_NEW CHUNK MODE STORE [DTYPE [DEVICE]]\n");
         return 2;
     }
     config.model_dir = argv[1];
     config.tp_size = (uint32_t)atoi(argv[3]);
     config.comm_store = argv[7];
-    config.dummy_weight = argc == 9 && !strcmp(argv[8], "dummy");
-    if (argc == 9 && !config.dummy_weight)
+    config.dummy_weight = argc > 8 && !strcmp(argv[8], "dummy");
+    if (argc > 8 && !config.dummy_weight)
         config.dtype = argv[8];
+    if (argc > 9)
+        config.device = argv[9];
     r.max_new = (uint32_t)atoi(argv[4]);
     r.chunk = (uint32_t)atoi(argv[5]);
     r.prompts = read_prompts(argv[2], r.max_new, &r.count);
