@@ -18,6 +18,7 @@ void call_init(struct call *call, const struct dialect *dialect, const struct pa
     call->dialect = dialect;
     call->stream = params->stream;
     call->include_usage = params->include_usage;
+    call->return_ids = params->return_ids || dialect->cumulative;
     call->logprobs = params->generate.sampling.logprobs >= 0;
     call->listed = params->prompts_listed || params->generate.n > 1;
     call->n = params->generate.n;
@@ -69,17 +70,26 @@ static void choice_end(struct call_choice *choice, const struct proto_chunk *chu
         choice->stop_text = proto_strdup(chunk->stop_text);
 }
 
+static void ids_add(struct buf *ids, const struct proto_chunk *chunk)
+{
+    for (uint32_t i = 0; i < chunk->ids_count; i++) {
+        if (ids->len)
+            buf_putc(ids, ',');
+        buf_uint(ids, chunk->ids[i]);
+    }
+}
+
 void call_choice_add(struct call *call, uint32_t part, const struct proto_chunk *chunk)
 {
     struct call_choice *choice = &call->choices[part * call->n + chunk->choice];
 
     buf_append(&choice->text, chunk->text.data, chunk->text.len);
-    if (call->dialect->cumulative)
-        for (uint32_t i = 0; i < chunk->ids_count; i++)
-            buf_printf(&choice->ids, "%s%u", choice->ids.len ? "," : "", (unsigned)chunk->ids[i]);
+    if (call->return_ids)
+        ids_add(&choice->ids, chunk);
     if (call->logprobs && chunk->logprobs_count)
         call->dialect->logprobs(call, choice, chunk->logprobs, chunk->logprobs_count);
-    if (chunk->text.len || chunk->logprobs_count || chunk->finish != FINISH_NONE)
+    if (chunk->text.len || chunk->logprobs_count || chunk->finish != FINISH_NONE ||
+        (call->return_ids && chunk->ids_count))
         choice->held = true;
     choice->tokens = chunk->completion_tokens;
     call->parts[part].prompt_tokens = chunk->prompt_tokens;
@@ -119,13 +129,24 @@ static void call_log(const struct call *call, int status)
              (long long)(clock_mono_us() - call->started_us) / 1000);
 }
 
+void call_part_over(struct call *call, uint32_t part)
+{
+    struct call_part *p = &call->parts[part];
+
+    if (!p->rid)
+        return;
+    pending_remove(&call->gw->backend.pending, p->rid);
+    p->link->in_flight--;
+    p->rid = 0;
+}
+
 /* Tells the tokenizer that nobody waits any more. */
 static void call_abort_parts(struct call *call, const char *why)
 {
     for (uint32_t i = 0; i < call->parts_count; i++) {
         if (call->parts[i].rid)
-            backend_abort(&call->gw->backend, call->parts[i].rid, why);
-        call->parts[i].rid = 0;
+            backend_abort(call->parts[i].link, call->parts[i].rid, why);
+        call_part_over(call, i);
     }
 }
 
@@ -237,8 +258,19 @@ static void choice_write(struct call *call, uint32_t index)
     if (call->dialect->cumulative)
         return;
     buf_clear(&call->choices[index].text);
+    buf_clear(&call->choices[index].ids);
     for (int k = 0; k < CALL_LISTS; k++)
         buf_clear(&call->choices[index].lists[k]);
+}
+
+/* Unsent bytes from which on a stream gathers its tokens: its share of what all may have. */
+static size_t write_pause(const struct gateway *gw)
+{
+    size_t share = HTTP_UNSENT_BYTES_MAX / (gw->calls_count + 1);
+
+    if (share > HTTP_WRITE_PAUSE_BYTES)
+        return HTTP_WRITE_PAUSE_BYTES;
+    return share > HTTP_WRITE_SHARE_MIN ? share : HTTP_WRITE_SHARE_MIN;
 }
 
 void call_resume(struct call *call)
@@ -246,7 +278,7 @@ void call_resume(struct call *call)
     if (!call->paused && call->open)
         return;
     for (uint32_t i = 0; i < call->choices_count && call->stream; i++)
-        if (call->choices[i].held && conn_unsent(call->conn) < HTTP_WRITE_PAUSE_BYTES)
+        if (call->choices[i].held && conn_unsent(call->conn) < write_pause(call->gw))
             choice_write(call, i);
     for (uint32_t i = 0; i < call->choices_count && call->stream; i++)
         if (call->choices[i].held)
@@ -276,12 +308,10 @@ void call_chunk(struct call *call, uint32_t part, const struct proto_chunk *chun
     call_choice_add(call, part, chunk);
     choice_observe(call, choice, chunk->ids_count, now_us);
     call->gw->choices_open -= choice->ended;
-    if (!call->parts[part].open) {
-        pending_remove(&call->gw->backend.pending, call->parts[part].rid);
-        call->parts[part].rid = 0;
-    }
+    if (!call->parts[part].open)
+        call_part_over(call, part);
     if (call->stream && choice->held) {
-        if (conn_unsent(call->conn) < HTTP_WRITE_PAUSE_BYTES) {
+        if (conn_unsent(call->conn) < write_pause(call->gw)) {
             choice_write(call, index);
         } else {
             call->paused = true;

@@ -5,6 +5,7 @@
 #include "common/mem.h"
 #include "common/metrics.h"
 #include "proto/stats.h"
+#include "services/tokenizer/chunks.h"
 #include "services/tokenizer/request.h"
 
 #include <signal.h>
@@ -15,32 +16,20 @@
     2048u /* a prompt this small is encoded at once: cheaper than a thread's turn */
 #define STATS_PERIOD_MS 1000u
 
-/* Chunks for one gateway, gathered while one TOKENS message is worked on. */
-struct outbox {
-    struct bus_peer *gateway;
-    struct proto_chunk *chunks;
-    uint32_t count, cap;
-    struct outbox *next;
-};
-
 struct service {
     uv_loop_t loop;
     const char *name;
     struct tokenizer *tokenizer;
     struct chat *chat;
-    struct bus *gateways, *schedulers;
-    struct bus_peer *scheduler; /* NULL while not connected */
+    struct bus *gateways;
+    struct replicas replicas;
     struct request *requests;   /* by key */
     struct sequence *sequences; /* by sid */
     uint64_t next_sid;
-    struct proto_state state;
-    char device[16];
     struct metrics metrics;
     uv_timer_t stats_timer;
     uv_signal_t sigterm, sigint;
     struct outbox *outboxes;
-    struct proto_arena stats_arena; /* the scheduler's last STATS */
-    const struct proto_stats *scheduler_stats;
     int status;
     struct err err;
 };
@@ -59,6 +48,14 @@ static void send_failed(struct service *s, struct bus_peer *gateway, uint64_t ri
                  err.msg);
 }
 
+/* The scheduler sends no more of it. */
+static void sequence_close(struct sequence *q)
+{
+    if (q->live)
+        replica_ended(q->request->replica);
+    q->live = false;
+}
+
 /* Ends a request here; the scheduler is told about sequences it still runs. */
 static void request_end(struct service *s, struct request *r, const char *reason)
 {
@@ -69,8 +66,9 @@ static void request_end(struct service *s, struct request *r, const char *reason
         struct sequence *q = &r->sequences[i];
 
         HASH_DEL(s->sequences, q);
-        if (q->live && s->scheduler)
-            (void)bus_send(s->scheduler, PROTO_ABORT, q->sid, &abort_message, NULL);
+        if (q->live && r->replica->peer)
+            (void)bus_send(r->replica->peer, PROTO_ABORT, q->sid, &abort_message, NULL);
+        sequence_close(q);
     }
     if (r->encoding)
         r->gone = true; /* freed when the thread is done with it */
@@ -88,17 +86,9 @@ static void request_fail(struct service *s, struct request *r, uint32_t status, 
 
 /* ---- requests from gateways ---- */
 
-static void request_submit(struct service *s, struct request *r)
+/* Its prompt is known. */
+static void request_open(struct service *s, struct request *r)
 {
-    struct proto_submit submit = {.prompt = r->prompt.data,
-                                  .prompt_count = (uint32_t)r->prompt.len,
-                                  .sampling = r->generate.sampling,
-                                  .trace_id = r->generate.trace_id};
-
-    if (!s->scheduler) {
-        request_fail(s, r, 503, "the scheduler is not connected", "", "unavailable");
-        return;
-    }
     metric_add(&s->metrics, METRIC_TOKENIZER_TOKENS_IN, (double)r->prompt.len);
     request_sequences(r, s->tokenizer, s->next_sid);
     s->next_sid += r->generate.n;
@@ -107,11 +97,32 @@ static void request_submit(struct service *s, struct request *r)
 
         HASH_ADD(hh, s->sequences, sid, sizeof q->sid, q);
     }
+}
+
+/* To the scheduler of choice; again when that one went away. */
+static void request_submit(struct service *s, struct request *r)
+{
+    struct proto_submit submit = {.prompt = r->prompt.data,
+                                  .prompt_count = (uint32_t)r->prompt.len,
+                                  .sampling = r->generate.sampling,
+                                  .trace_id = r->generate.trace_id};
+
+    r->replica = replicas_choose(&s->replicas, r->prompt.data, r->prompt.len);
+    if (!r->replica) {
+        request_fail(s, r, 503, "no scheduler is ready", "", "unavailable");
+        return;
+    }
+    if (!r->sequences)
+        request_open(s, r);
+    for (uint32_t i = 0; i < r->generate.n; i++) {
+        r->sequences[i].live = true;
+        replica_began(r->replica);
+    }
     for (uint32_t i = 0; i < r->generate.n; i++) {
         struct err err;
 
         submit.sampling.seed = r->generate.sampling.seed + i;
-        if (bus_send(s->scheduler, PROTO_SUBMIT, r->sequences[i].sid, &submit, &err)) {
+        if (bus_send(r->replica->peer, PROTO_SUBMIT, r->sequences[i].sid, &submit, &err)) {
             request_fail(s, r, 503, err.msg, "", "unavailable");
             return;
         }
@@ -159,7 +170,7 @@ static void on_generate(struct service *s, struct bus_peer *peer, const struct p
     struct request *r, *old;
     struct err err;
 
-    if (!s->state.ready) {
+    if (!replicas_state(&s->replicas).ready) {
         send_failed(s, peer, header->id, 503, proto_str("the model is not ready"), proto_str(""),
                     proto_str("unavailable"));
         return;
@@ -215,8 +226,7 @@ static void on_gateway_message(void *ctx, struct bus_peer *peer, const struct pr
             request_end(s, r, "client went away");
         break;
     case PROTO_FLUSH:
-        if (s->scheduler)
-            (void)bus_send(s->scheduler, PROTO_FLUSH, 0, message, NULL);
+        replicas_flush(&s->replicas, message);
         break;
     default:
         log_warn("gateway=%s sent %s, which is not for a tokenizer", bus_peer_name(peer),
@@ -227,8 +237,9 @@ static void on_gateway_message(void *ctx, struct bus_peer *peer, const struct pr
 static void on_gateway_up(void *ctx, struct bus_peer *peer)
 {
     struct service *s = ctx;
+    struct proto_state state = replicas_state(&s->replicas);
 
-    (void)bus_send(peer, PROTO_STATE, 0, &s->state, NULL);
+    (void)bus_send(peer, PROTO_STATE, 0, &state, NULL);
 }
 
 static void on_gateway_down(void *ctx, struct bus_peer *peer, const char *reason)
@@ -249,95 +260,17 @@ static void on_gateway_down(void *ctx, struct bus_peer *peer, const char *reason
 
 /* ---- tokens from the scheduler ---- */
 
-static struct proto_chunk *outbox_add(struct service *s, struct bus_peer *gateway)
-{
-    struct outbox *box = s->outboxes;
-
-    while (box && box->gateway != gateway)
-        box = box->next;
-    if (!box) {
-        box = mem_zalloc(sizeof *box);
-        box->gateway = gateway;
-        box->next = s->outboxes;
-        s->outboxes = box;
-    }
-    if (box->count == box->cap) {
-        box->cap = box->cap ? box->cap * 2 : 64;
-        box->chunks = mem_resize(box->chunks, box->cap, sizeof *box->chunks);
-    }
-    memset(&box->chunks[box->count], 0, sizeof *box->chunks);
-    return &box->chunks[box->count++];
-}
-
-static struct proto_str text_take(struct buf *b)
-{
-    struct proto_str text = {b->data ? b->data : "", b->len};
-
-    memset(b, 0, sizeof *b); /* the chunk owns the bytes until it is sent */
-    return text;
-}
-
-static void token_text(const struct service *s, uint32_t id, struct proto_str *out)
-{
-    struct buf b = {0};
-
-    tokenizer_token_bytes(s->tokenizer, id, &b);
-    if (b.len > 1024)
-        b.len = 1024;
-    *out = text_take(&b);
-}
-
-/* The scheduler's log probabilities with the tokens' bytes. */
-static struct proto_logprob *logprob_take(const struct service *s, const struct proto_token *token)
-{
-    const struct proto_logprob *from = token->logprob;
-    struct proto_logprob *to;
-
-    if (!token->logprob_count)
-        return NULL;
-    to = mem_zalloc(sizeof *to);
-    to->id = from->id;
-    to->logprob = from->logprob;
-    token_text(s, from->id, &to->text);
-    to->top = mem_array(from->top_count, sizeof *to->top);
-    to->top_count = from->top_count;
-    for (uint32_t i = 0; i < from->top_count; i++) {
-        to->top[i] = from->top[i];
-        token_text(s, from->top[i].id, &to->top[i].text);
-    }
-    return to;
-}
-
-static void free_str(struct proto_str s)
-{
-    if (s.len)
-        free((void *)(uintptr_t)s.data);
-}
-
-static void chunk_fini(struct proto_chunk *c)
-{
-    free_str(c->text);
-    free(c->ids);
-    for (uint32_t i = 0; i < c->logprobs_count; i++) {
-        free_str(c->logprobs[i].text);
-        for (uint32_t k = 0; k < c->logprobs[i].top_count; k++)
-            free_str(c->logprobs[i].top[k].text);
-        free(c->logprobs[i].top);
-    }
-    free(c->logprobs);
-}
-
 static void sequence_end(struct service *s, struct sequence *q)
 {
     struct request *r = q->request;
 
-    q->live = false;
+    sequence_close(q);
     if (--r->live == 0)
         request_end(s, r, "done");
 }
 
 /* One token of one sequence becomes a chunk. */
-static void on_token(struct service *s, const struct proto_token *token)
+static void on_token(struct service *s, const struct replica *from, const struct proto_token *token)
 {
     struct sequence *q;
     struct request *r;
@@ -346,7 +279,7 @@ static void on_token(struct service *s, const struct proto_token *token)
     int stop = -1;
 
     HASH_FIND(hh, s->sequences, &token->sid, sizeof token->sid, q);
-    if (!q || !q->live || token->index < q->completion_tokens)
+    if (!q || !q->live || q->request->replica != from || token->index < q->completion_tokens)
         return; /* ended or aborted meanwhile, or a repeat */
     r = q->request;
     if (token->index > q->completion_tokens) {
@@ -354,7 +287,7 @@ static void on_token(struct service *s, const struct proto_token *token)
         request_fail(s, r, 500, "a token was lost", "", "internal_error");
         return;
     }
-    c = outbox_add(s, r->key.gateway);
+    c = outbox_add(&s->outboxes, r->key.gateway);
     if (q->completion_tokens++ == 0)
         buf_append(&text, r->echo.data, r->echo.len);
     c->finish = token->finish;
@@ -371,15 +304,14 @@ static void on_token(struct service *s, const struct proto_token *token)
     }
     c->rid = r->key.rid;
     c->choice = q->choice;
-    c->text = text_take(&text);
+    chunk_take_text(c, &text);
     c->ids = mem_array(1, sizeof *c->ids);
     c->ids[0] = token->id;
     c->ids_count = 1;
     c->prompt_tokens = (uint32_t)r->prompt.len;
     c->completion_tokens = q->completion_tokens;
     c->cached_tokens = token->cached_tokens;
-    c->logprobs = logprob_take(s, token);
-    c->logprobs_count = c->logprobs ? 1 : 0;
+    chunk_set_logprob(c, s->tokenizer, token);
     metric_add(&s->metrics, METRIC_TOKENIZER_TOKENS_OUT, 1);
 }
 
@@ -410,47 +342,33 @@ static void end_finished(struct service *s, struct outbox *box)
         if (!r)
             continue;
         q = &r->sequences[c->choice];
-        if (c->stop_text.len && s->scheduler)
-            (void)bus_send(s->scheduler, PROTO_ABORT, q->sid, &abort_message, NULL);
+        if (c->stop_text.len && r->replica->peer)
+            (void)bus_send(r->replica->peer, PROTO_ABORT, q->sid, &abort_message, NULL);
         sequence_end(s, q);
     }
 }
 
-static void on_tokens(struct service *s, const struct proto_tokens *tokens)
+static void on_tokens(struct service *s, const struct replica *from,
+                      const struct proto_tokens *tokens)
 {
     for (uint32_t i = 0; i < tokens->tokens_count; i++)
-        on_token(s, &tokens->tokens[i]);
+        on_token(s, from, &tokens->tokens[i]);
     flush_outboxes(s);
     while (s->outboxes) { /* chunks borrow stop strings from requests: those end after sending */
-        struct outbox *box = s->outboxes;
-
-        end_finished(s, box);
-        for (uint32_t i = 0; i < box->count; i++)
-            chunk_fini(&box->chunks[i]);
-        s->outboxes = box->next;
-        free(box->chunks);
-        free(box);
+        end_finished(s, s->outboxes);
+        outbox_drop(&s->outboxes);
     }
 }
 
-/* ---- the scheduler's link ---- */
+/* ---- the schedulers' links ---- */
 
 static void state_send(struct service *s)
 {
+    struct proto_state state = replicas_state(&s->replicas);
+
     for (struct bus_peer *p = bus_next_peer(s->gateways, NULL); p;
          p = bus_next_peer(s->gateways, p))
-        (void)bus_send(p, PROTO_STATE, 0, &s->state, NULL);
-}
-
-static void on_state(struct service *s, const struct proto_state *state)
-{
-    size_t n = state->device.len < sizeof s->device ? state->device.len : sizeof s->device;
-
-    memcpy(s->device, state->device.data, n);
-    s->state = *state;
-    s->state.device = (struct proto_str){s->device, n};
-    s->state.reason = proto_str(state->ready ? "" : "loading");
-    state_send(s);
+        (void)bus_send(p, PROTO_STATE, 0, &state, NULL);
 }
 
 static void stats_send(struct service *s)
@@ -461,57 +379,46 @@ static void stats_send(struct service *s)
 
     metrics_sample_process(&s->metrics);
     sources[0] = stats_source(&s->metrics, s->name, own);
-    for (uint32_t i = 0;
-         s->scheduler_stats && i < s->scheduler_stats->sources_count && stats.sources_count < 256;
-         i++)
-        sources[stats.sources_count++] = s->scheduler_stats->sources[i];
+    stats.sources_count = replicas_sources(&s->replicas, sources, 1, 256);
     for (struct bus_peer *p = bus_next_peer(s->gateways, NULL); p;
          p = bus_next_peer(s->gateways, p))
         (void)bus_send(p, PROTO_STATS, 0, &stats, NULL);
 }
 
-/* Keeps a copy: it is sent on again with our own numbers every second. */
-static void on_stats(struct service *s, const struct proto_header *header,
-                     const struct proto_stats *stats)
+static void on_sequence_failed(struct service *s, const struct replica *from, uint64_t sid,
+                               const struct proto_failed *failed)
 {
-    struct proto_header copy_header;
-    struct buf copy = {0};
-    void *message;
+    struct sequence *q;
 
-    s->scheduler_stats = NULL;
-    proto_arena_clear(&s->stats_arena);
-    if (!proto_encode(header, stats, &copy, NULL) &&
-        !proto_decode(copy.data, copy.len, &s->stats_arena, &copy_header, &message, NULL))
-        s->scheduler_stats = message;
-    buf_fini(&copy);
-    stats_send(s);
+    HASH_FIND(hh, s->sequences, &sid, sizeof sid, q);
+    if (!q || !q->live || q->request->replica != from)
+        return;
+    sequence_close(q);
+    send_failed(s, q->request->key.gateway, q->request->key.rid, failed->status, failed->message,
+                failed->param, failed->code);
+    request_end(s, q->request, "another choice failed");
 }
 
 static void on_scheduler_message(void *ctx, struct bus_peer *peer,
                                  const struct proto_header *header, const void *message)
 {
-    struct service *s = ctx;
-    const struct proto_failed *failed = message;
-    struct sequence *q;
+    struct replica *from = ctx;
+    struct service *s = from->service;
 
     switch (header->type) {
     case PROTO_TOKENS:
-        on_tokens(s, message);
+        on_tokens(s, from, message);
         break;
     case PROTO_STATE:
-        on_state(s, message);
+        replica_state(from, message);
+        state_send(s);
         break;
     case PROTO_STATS:
-        on_stats(s, header, message);
+        replica_stats(from, header, message);
+        stats_send(s);
         break;
     case PROTO_FAILED:
-        HASH_FIND(hh, s->sequences, &header->id, sizeof header->id, q);
-        if (!q)
-            break;
-        q->live = false;
-        send_failed(s, q->request->key.gateway, q->request->key.rid, failed->status,
-                    failed->message, failed->param, failed->code);
-        request_end(s, q->request, "another choice failed");
+        on_sequence_failed(s, from, header->id, message);
         break;
     default:
         log_warn("scheduler=%s sent %s, which is not for a tokenizer", bus_peer_name(peer),
@@ -521,27 +428,50 @@ static void on_scheduler_message(void *ctx, struct bus_peer *peer,
 
 static void on_scheduler_up(void *ctx, struct bus_peer *peer)
 {
-    ((struct service *)ctx)->scheduler = peer;
+    replica_up(ctx, peer);
+}
+
+/* Nobody has seen anything of it yet: another replica may take it as it is. */
+static bool request_untouched(const struct request *r)
+{
+    for (uint32_t i = 0; i < r->generate.n; i++)
+        if (r->sequences[i].completion_tokens)
+            return false;
+    return true;
 }
 
 static void on_scheduler_down(void *ctx, struct bus_peer *peer, const char *reason)
 {
-    struct service *s = ctx;
+    struct replica *gone = ctx;
+    struct service *s = gone->service;
     struct request *r, *next;
+    unsigned ended = 0, moved = 0;
+    bool others;
 
-    log_warn("scheduler=%s is gone (%s), requests ended: %u", bus_peer_name(peer), reason,
-             HASH_COUNT(s->requests));
-    s->scheduler = NULL;
-    s->state.ready = false;
-    s->state.reason = proto_str("the scheduler is gone");
+    replica_down(&s->replicas, gone);
+    others = replicas_state(&s->replicas).ready;
     state_send(s);
     HASH_ITER(hh, s->requests, r, next)
-    request_fail(s, r, 503, "the scheduler went away", "", "unavailable");
+    {
+        if (r->replica != gone)
+            continue;
+        for (uint32_t i = 0; i < r->generate.n; i++)
+            sequence_close(&r->sequences[i]);
+        if (others && request_untouched(r)) {
+            request_submit(s, r);
+            moved++;
+        } else {
+            request_fail(s, r, 503, "the scheduler went away", "", "unavailable");
+            ended++;
+        }
+    }
+    log_warn("scheduler=%s is gone (%s), requests ended: %u, moved: %u", bus_peer_name(peer),
+             reason, ended, moved);
 }
 
 static void on_scheduler_refused(void *ctx, const char *reason)
 {
-    struct service *s = ctx;
+    struct service *s = ((struct replica *)ctx)->service;
 
     s->status = err_set(&s->err, ERR_PROTOCOL, "the scheduler refused us: %s", reason);
     uv_stop(&s->loop);
@@ -577,11 +507,11 @@ static int open_buses(struct service *s, const struct service_config *config, st
 
     if (rc)
         return rc;
-    out.endpoint = config->scheduler_endpoint;
     out.accepts = NULL;
     out.on = (struct bus_callbacks){on_scheduler_up, on_scheduler_message, on_scheduler_down,
                                     on_scheduler_refused};
-    return bus_connect(&out, &s->schedulers, err);
+    return replicas_open(&s->replicas, s, config->scheduler_endpoint, config->dispatch_policy, &out,
+                         err);
 }
 
 int tokenizer_service_new(const struct service_config *config, struct service **out,
@@ -594,7 +524,6 @@ int tokenizer_service_new(const struct service_config *config, struct service **
     *out = s;
     s->name = config->name;
     s->next_sid = 1;
-    s->state.reason = proto_str("loading");
     (void)uv_loop_init(&s->loop);
     if ((rc = tokenizer_load(config->model_dir, &s->tokenizer, err)) ||
         (rc = chat_load(config->model_dir, s->tokenizer, &s->chat, err)) ||
@@ -635,18 +564,18 @@ void tokenizer_service_free(struct service **self)
 
     if (!s)
         return;
-    s->scheduler = NULL; /* it aborts what was ours when the link goes down */
+    for (uint32_t i = 0; i < s->replicas.count; i++)
+        s->replicas.list[i].peer = NULL; /* they abort what was ours when the link goes down */
     HASH_ITER(hh, s->requests, r, next)
     request_end(s, r, "shutting down");
     if (s->gateways)
         bus_close(&s->gateways);
-    if (s->schedulers)
-        bus_close(&s->schedulers);
+    replicas_close(&s->replicas);
     while (uv_run(&s->loop, UV_RUN_NOWAIT) && uv_loop_alive(&s->loop))
         uv_walk(&s->loop, close_handle, NULL);
     (void)uv_run(&s->loop, UV_RUN_DEFAULT);
     (void)uv_loop_close(&s->loop);
-    proto_arena_fini(&s->stats_arena);
+    replicas_fini(&s->replicas);
     chat_free(&s->chat);
     tokenizer_free(&s->tokenizer);
     free(s);
