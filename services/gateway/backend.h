@@ -31,8 +31,8 @@ struct backend {
 };
 
 /* Connects to the tokenizer; gw->backend is filled. */
-int backend_open(struct gateway *gw, const char *endpoint, const char *name, int64_t silence_ms_max,
-                 struct err *err);
+int backend_open(struct gateway *gw, const char *endpoint, const struct bus_security *security,
+                 const char *name, int64_t silence_ms_max, struct err *err);
 void backend_close(struct backend *b); /* the bus; backend_fini when its loop has ended */
 void backend_fini(struct backend *b);
 

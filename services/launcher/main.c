@@ -3,6 +3,7 @@
 #include "common/log.h"
 #include "common/options.h"
 #include "services/launcher/chat.h"
+#include "services/launcher/keygen.h"
 #include "services/launcher/serve.h"
 
 #include <stdbool.h>
@@ -20,6 +21,8 @@ struct command {
 static const struct command commands[] = {
     {"serve", "phalanx serve", 'S', "Serves a model over HTTP, on this machine.", serve_main},
     {"chat", "phalanx chat", 'C', "Talks to a running server in the terminal.", chat_main},
+    {"keygen", "phalanx keygen", 'K',
+     "Makes a cluster key: into a new file, or on standard output.", keygen_main},
 };
 #define COMMANDS (sizeof commands / sizeof *commands)
 
@@ -62,7 +65,7 @@ static void print_man(void)
 
 static int unknown_command(const char *name)
 {
-    log_say("phalanx: unknown command '%.80s' (serve, chat, help or version)", name);
+    log_say("phalanx: unknown command '%.80s' (serve, chat, keygen, help or version)", name);
     return 2;
 }
 

@@ -6,6 +6,7 @@
 #define PHALANX_TOKENIZER_SERVICE_H
 
 #include "common/err.h"
+#include "proto/bus_key.h"
 
 struct service;
 
@@ -14,6 +15,7 @@ struct service_config {
     const char *model_dir;
     const char *endpoint;           /* bound for gateways */
     const char *scheduler_endpoint; /* connected to */
+    struct bus_security security;
     double heartbeat_timeout_s;
 };
 

@@ -21,6 +21,7 @@ struct engine_config {
     uint32_t page_size;
     double mem_fraction;
     const char *comm_store;
+    const char *comm_interface; /* NULL or "": the backend's choice */
     double dist_timeout_s;
 };
 

@@ -89,6 +89,7 @@ static int open_device(struct engine *e, const struct engine_config *config, str
         .tp_size = config->tp_size,
         .device_index = config->rank,
         .comm_store = config->comm_store,
+        .comm_interface = config->comm_interface,
         .comm_timeout_s = config->dist_timeout_s,
     };
     int rc;
