@@ -6,6 +6,7 @@
 #include <ctype.h>
 #include <errno.h>
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -19,9 +20,9 @@ const struct option_row option_rows[OPTIONS_COUNT] = {
 };
 
 const struct option_program option_programs[OPTION_PROGRAMS] = {
-    {'S', "phalanx serve"},   {'C', "phalanx chat"},      {'B', "phalanx bench"},
-    {'g', "phalanx-gateway"}, {'t', "phalanx-tokenizer"}, {'s', "phalanx-scheduler"},
-    {'w', "phalanx-worker"},
+    {'S', "phalanx serve"},     {'C', "phalanx chat"},    {'B', "phalanx bench"},
+    {'K', "phalanx keygen"},    {'g', "phalanx-gateway"}, {'t', "phalanx-tokenizer"},
+    {'s', "phalanx-scheduler"}, {'w', "phalanx-worker"},
 };
 
 const char *option_name(enum option id)
@@ -211,6 +212,7 @@ int options_set(struct options *o, enum option id, const char *text, struct err 
 
     switch (row->kind) {
     case OPTION_STR:
+    case OPTION_ENV:
         break;
     case OPTION_INT:
         valid = int_valid(row, text);
@@ -256,19 +258,25 @@ bool options_bool(const struct options *o, enum option id)
 
 /* ---- the command line ---- */
 
+void option_variable(enum option id, char *text, size_t size)
+{
+    size_t used = (size_t)snprintf(text, size, "PHALANX_");
+
+    for (const char *c = option_rows[id].name; *c && used < size - 1; c++)
+        text[used++] = (char)(*c == '-' ? '_' : toupper((unsigned char)*c));
+    text[used] = '\0';
+}
+
 /* PHALANX_<NAME> of every option that can come from the environment. */
 static int options_read_env(struct options *o, struct err *err)
 {
     for (size_t i = 0; i < OPTIONS_COUNT; i++) {
-        char name[NAME_MAX_LEN + 16] = "PHALANX_";
-        size_t used = strlen(name);
+        char name[NAME_MAX_LEN + 16];
         const char *text;
 
         if (!option_taken_by((enum option)i, o->who) || i == OPT_HELP || i == OPT_VERSION)
             continue;
-        for (const char *c = option_rows[i].name; *c && used < sizeof name - 1; c++)
-            name[used++] = (char)(*c == '-' ? '_' : toupper((unsigned char)*c));
-        name[used] = '\0';
+        option_variable((enum option)i, name, sizeof name);
         text = getenv(name);
         if (text && *text && options_set(o, (enum option)i, text, err))
             return err_prefix(err, "%s", name);
@@ -317,6 +325,10 @@ static int options_read_flag(struct options *o, int argc, char *const *argv, int
     id = flag_find(o->who, flag, len, &negated, err);
     if (id == OPTIONS_COUNT)
         return ERR_INVALID;
+    if (option_rows[id].kind == OPTION_ENV)
+        return err_set(err, ERR_INVALID,
+                       "--%s: everyone on the machine can read a command line, use the environment",
+                       option_rows[id].name);
     if (value) {
         if (negated)
             return err_set(err, ERR_INVALID, "--no-%s takes no value", option_rows[id].name);

@@ -41,13 +41,18 @@ bool options_bool(const struct options *o, enum option id);
 const char *option_name(enum option id);
 bool option_taken_by(enum option id, char who);
 bool option_is_bool(enum option id);
+/* Writes "PHALANX_" and the name in capitals; size is at least 9. */
+void option_variable(enum option id, char *text, size_t size);
 
 /* --help of one executable; and its man page (troff man macros, section 1). */
 void options_help(char who, const char *program, const char *summary, struct buf *out);
 void options_man(char who, const char *program, const char *summary, struct buf *out);
+/* Every option of an executable as a commented line of an environment file. */
+void options_conf(char who, const char *program, struct buf *out);
 
-/* What every main.c starts with: parses, prints --help, --version and (with the hidden --man) the
- * man page and exits 0; prints an error line and exits 2; sets the log level; ignores SIGPIPE. */
+/* What every main.c starts with: parses, prints --help, --version and (with the hidden --man and
+ * --conf) the man page or options_conf and exits 0; prints an error line and exits 2; sets the log
+ * level; ignores SIGPIPE. */
 void options_main(struct options *o, char who, const char *program, const char *summary, int argc,
                   char *const *argv);
 

@@ -4,7 +4,7 @@
 
 #include "common/options.h"
 
-enum option_kind { OPTION_STR, OPTION_INT, OPTION_FLOAT, OPTION_BOOL, OPTION_CHOICE };
+enum option_kind { OPTION_STR, OPTION_INT, OPTION_FLOAT, OPTION_BOOL, OPTION_CHOICE, OPTION_ENV };
 
 struct option_row {
     enum option_kind kind;
@@ -25,7 +25,7 @@ struct option_program {
     const char *name;
 };
 
-#define OPTION_PROGRAMS 7
+#define OPTION_PROGRAMS 8
 extern const struct option_program option_programs[OPTION_PROGRAMS];
 
 #endif

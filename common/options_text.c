@@ -37,6 +37,13 @@ static void help_flags(const struct option_row *row, struct buf *out)
 {
     const char *alias = row->aliases;
 
+    if (row->kind == OPTION_ENV) {
+        char name[80];
+
+        option_variable((enum option)(row - option_rows), name, sizeof name);
+        buf_printf(out, "  %s=%s", name, row->value);
+        return;
+    }
     buf_printf(out, "  --%s", row->name);
     while (*alias) {
         size_t len = strcspn(alias, " ");
@@ -154,6 +161,51 @@ void options_man(char who, const char *program, const char *summary, struct buf 
                   "0 after a clean stop, 2 for a wrong command line, 1 for any other failure.\n");
 }
 
+/* Text behind "# ", broken at HELP_WIDTH. */
+static void conf_comment(struct buf *out, const char *text)
+{
+    size_t column = 0;
+
+    while (*text) {
+        size_t len = strcspn(text, " ");
+
+        if (column > 0 && column + 1 + len > HELP_WIDTH - 2) {
+            buf_putc(out, '\n');
+            column = 0;
+        }
+        buf_puts(out, column ? " " : "# ");
+        buf_append(out, text, len);
+        column += len + 1;
+        text += len + strspn(text + len, " ");
+    }
+    buf_putc(out, '\n');
+}
+
+void options_conf(char who, const char *program, struct buf *out)
+{
+    buf_printf(out,
+               "# Options of %s, as an environment file (systemd's EnvironmentFile=, docker's\n"
+               "# --env-file): take the '#' away from a line to set it. The command line wins.\n",
+               program);
+    for (size_t i = 0; i < OPTIONS_COUNT; i++) {
+        const struct option_row *row = &option_rows[i];
+        struct buf text = {0};
+        char name[80];
+
+        if (!option_taken_by((enum option)i, who) || i == OPT_HELP || i == OPT_VERSION)
+            continue;
+        buf_puts(&text, row->help);
+        row_notes(row, &text);
+        if (row->kind == OPTION_CHOICE)
+            buf_printf(&text, ": %s", row->value);
+        buf_putc(out, '\n');
+        conf_comment(out, text.data);
+        option_variable((enum option)i, name, sizeof name);
+        buf_printf(out, "#%s=%s\n", name, row->def);
+        buf_fini(&text);
+    }
+}
+
 /* Writes the text to standard output and ends the program. */
 __attribute__((noreturn)) static void print_and_exit(struct buf *text)
 {
@@ -183,6 +235,10 @@ void options_main(struct options *o, char who, const char *program, const char *
     (void)signal(SIGPIPE, SIG_IGN);
     if (argc == 2 && strcmp(argv[1], "--man") == 0) {
         options_man(who, program, summary, &text);
+        print_and_exit(&text);
+    }
+    if (argc == 2 && strcmp(argv[1], "--conf") == 0) {
+        options_conf(who, program, &text);
         print_and_exit(&text);
     }
     if (options_parse(o, who, argc, argv, &err)) {

@@ -22,7 +22,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define OPS_ABI 1
+#define OPS_ABI 2
 
 enum dtype { DTYPE_F32, DTYPE_BF16, DTYPE_F16, DTYPES };
 static inline size_t dtype_size(enum dtype t)
@@ -54,7 +54,8 @@ struct ops_model {
 struct ops_config {
     uint32_t rank, tp_size;
     uint32_t device_index;
-    const char *comm_store; /* folder where the ranks of this group and epoch meet */
+    const char *comm_store;     /* folder where the ranks of this group and epoch meet */
+    const char *comm_interface; /* network interface; NULL or "": the backend's choice */
     double comm_timeout_s;
     uint64_t memory_max; /* bytes for weights and KV; 0: the backend's default */
 };

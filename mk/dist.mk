@@ -5,11 +5,12 @@ MANDIR = $(DESTDIR)$(PREFIX)/share/man/man1
 DATADIR = $(DESTDIR)$(PREFIX)/share/phalanx
 DEMO_FILES = $(filter-out %.py,$(wildcard deploy/demo-model/*))
 # Page names and the commands that print them.
-MAN_PAGES := phalanx phalanx-serve phalanx-chat phalanx-bench phalanx-gateway \
+MAN_PAGES := phalanx phalanx-serve phalanx-chat phalanx-bench phalanx-keygen phalanx-gateway \
 	phalanx-tokenizer phalanx-scheduler phalanx-worker
 MAN_COMMAND_phalanx-serve := phalanx serve
 MAN_COMMAND_phalanx-chat := phalanx chat
 MAN_COMMAND_phalanx-bench := phalanx bench
+MAN_COMMAND_phalanx-keygen := phalanx keygen
 
 .PHONY: man install uninstall bundle dist
 man: $(MAN_PAGES:%=$(BUILD)/man/%.1)
@@ -17,6 +18,11 @@ man: $(MAN_PAGES:%=$(BUILD)/man/%.1)
 $(BUILD)/man/%.1: $(PROGRAMS:%=$(BIN)/%)
 	@mkdir -p $(@D)
 	$(Q)$(BIN)/$(or $(MAN_COMMAND_$*),$*) --man >$@.new && mv $@.new $@
+
+# The page of all options that deploy/ carries; a test says when it is out of date.
+.PHONY: conf
+conf: $(BIN)/phalanx
+	$(Q)$(BIN)/phalanx serve --conf >deploy/cluster.conf
 
 install: all man
 	$(Q)install -d $(BINDIR) $(LIBDIR) $(MANDIR) $(DATADIR)/demo-model

@@ -375,6 +375,7 @@ static void bus_free(void *ctx)
     }
     proto_arena_fini(&bus->arena);
     buf_fini(&bus->scratch);
+    bus_security_fini(&bus->security);
     free(bus->role);
     free(bus->name);
     free(bus->endpoint);
@@ -397,6 +398,8 @@ static int bus_new(const struct bus_config *config, bool router, struct bus **ou
     bus->name = mem_strdup(config->name);
     bus->endpoint = mem_strdup(config->endpoint);
     bus->accepts = mem_strdup(config->accepts ? config->accepts : "");
+    if (config->security)
+        bus->security = *config->security;
     bus->epoch = config->epoch;
     bus->silence_ms_max = config->silence_ms_max ? config->silence_ms_max : SILENCE_MS;
     bus->message_max = config->message_max ? config->message_max : MESSAGE_MAX;
@@ -409,9 +412,11 @@ static int bus_new(const struct bus_config *config, bool router, struct bus **ou
     bus->instance = bus_random();
     bus->tick_ms = bus_now_ms();
     bus->since_ms = bus->tick_ms;
+    bus->alone_ms = bus->tick_ms;
     bus->join = JOIN_CONNECTING;
 
-    int rc = socket_open(bus->loop, router, bus->endpoint, bus->message_max, &bus->socket, err);
+    int rc = socket_open(bus->loop, router, bus->endpoint, &bus->security, bus->message_max,
+                         &bus->socket, err);
     if (rc < 0) {
         bus_free(bus);
         return rc;

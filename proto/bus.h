@@ -14,6 +14,7 @@
 #ifndef PHALANX_PROTO_BUS_H
 #define PHALANX_PROTO_BUS_H
 
+#include "proto/bus_key.h"
 #include "proto/proto.h"
 
 #include <uv.h>
@@ -37,10 +38,12 @@ struct bus_callbacks {
 
 struct bus_config {
     uv_loop_t *loop;
-    const char *role;       /* of this side: "gateway", "tokenizer", "scheduler", "worker" */
-    const char *name;       /* of this process: "gateway-0" */
-    const char *endpoint;   /* ipc:///run/.../scheduler-0 or tcp://127.0.0.1:5000 */
-    const char *accepts;    /* binding side: comma-separated roles let in ("tokenizer") */
+    const char *role;     /* of this side: "gateway", "tokenizer", "scheduler", "worker" */
+    const char *name;     /* of this process: "gateway-0" */
+    const char *endpoint; /* ipc:///run/.../scheduler-0 or tcp://127.0.0.1:5000 */
+    const char *accepts;  /* binding side: comma-separated roles let in ("tokenizer") */
+    /* Of tcp endpoints; copied. NULL: loopback only, not encrypted. */
+    const struct bus_security *security;
     uint64_t epoch;         /* put into every message; others' epochs are dropped */
     int64_t silence_ms_max; /* no byte from a peer for so long: down; 0: default (3000) */
     size_t message_max;     /* 0: default (64 MiB) */
@@ -51,7 +54,7 @@ struct bus_config {
 };
 
 /* Binds (ROUTER). ERR_BUSY when the endpoint is in use, ERR_UNSUPPORTED when it is neither ipc nor
- * loopback tcp. The strings of config are copied. */
+ * a tcp address that the security allows. The strings of config are copied. */
 int bus_bind(const struct bus_config *config, struct bus **out, struct err *err);
 
 /* Connects (DEALER) and keeps trying; the one peer appears by on_up. */

@@ -15,6 +15,7 @@
  * down: its first message may be one that the other side will never take. */
 #define JOINS_IDLE_MAX 10
 #define JOIN_SHORT_MS 1000
+#define JOIN_ALONE_MS 10000 /* without a link for so long: said in a log line */
 
 #ifndef PHALANX_VERSION
 #define PHALANX_VERSION "0.0.0"
@@ -44,7 +45,8 @@ static void join_enter(struct bus *bus, enum bus_join join)
 static void join_open(struct bus *bus)
 {
     struct err err;
-    if (socket_open(bus->loop, false, bus->endpoint, bus->message_max, &bus->socket, &err) < 0) {
+    if (socket_open(bus->loop, false, bus->endpoint, &bus->security, bus->message_max, &bus->socket,
+                    &err) < 0) {
         bus_complain(bus, "bus=%s can not connect: %s", bus->name, err.msg);
         bus->retry_ms = bus_now_ms() + JOIN_ANSWER_MS;
         join_enter(bus, JOIN_NONE);
@@ -94,8 +96,22 @@ void join_turn(struct bus *bus)
         join_again(bus, 0);
 }
 
+/* A peer with another key looks like none: ZeroMQ closes the connection without a word. */
+static void join_say_alone(struct bus *bus, int64_t now_ms)
+{
+    if (bus->peers || bus->join == JOIN_REFUSED)
+        bus->alone_ms = now_ms;
+    if (now_ms - bus->alone_ms < JOIN_ALONE_MS)
+        return;
+    bus->alone_ms = now_ms;
+    bus_complain(bus, "bus=%s endpoint=%s \"no answer yet%s\"", bus->name, bus->endpoint,
+                 bus->security.keyed ? ": nobody there, or another cluster key"
+                                     : ": nobody there, or one who wants a cluster key");
+}
+
 void join_tick(struct bus *bus, int64_t now_ms)
 {
+    join_say_alone(bus, now_ms);
     if (bus->join == JOIN_NONE && now_ms >= bus->retry_ms)
         join_open(bus);
     else if (bus->join == JOIN_HELLO && now_ms - bus->since_ms > JOIN_ANSWER_MS)

@@ -47,6 +47,7 @@ struct bus {
     struct bus_uv uv;
     uv_loop_t *loop;
     char *role, *name, *endpoint, *accepts; /* owned */
+    struct bus_security security;
     uint64_t epoch;
     int64_t silence_ms_max;
     size_t message_max, kept_bytes_max;
@@ -71,6 +72,7 @@ struct bus {
     uint64_t instance; /* our end of the link; another one after every on_down */
     int64_t since_ms;  /* when join was entered */
     int64_t retry_ms;
+    int64_t alone_ms; /* since then without a link, or when that was said */
 
     /* binding side: connections that are not listened to any more */
     struct bus_route ignored[BUS_IGNORED];

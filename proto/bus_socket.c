@@ -16,6 +16,7 @@
 #define HEARTBEAT_TIMEOUT_MS 600
 #define RECONNECT_MS 50
 #define RECONNECT_MS_MAX 500
+#define HANDSHAKE_MS 10000 /* a connection that has not said who it is by then is closed */
 
 struct bus_socket {
     zsock_t *zsock;
@@ -34,24 +35,48 @@ static bool is_loopback(const char *host, size_t len)
            (len > 4 && memcmp(host, "127.", 4) == 0 && strspn(host, "0123456789.") >= len);
 }
 
-static int check_tcp(const char *endpoint, const char *address, struct err *err)
+static bool is_wildcard(const char *host, size_t len)
+{
+    return (len == 1 && *host == '*') || (len == 4 && memcmp(host, "[::]", 4) == 0) ||
+           (len > 0 && strspn(host, "0.") >= len);
+}
+
+/* Whether the host, of len bytes, may be reached or bound. */
+static int check_host(const char *endpoint, const char *host, size_t len,
+                      const struct bus_security *security, bool bind, struct err *err)
+{
+    if (len == 0)
+        return err_set(err, ERR_INVALID, "endpoint %s: needs a host", endpoint);
+    if (is_wildcard(host, len) && !bind)
+        return err_set(err, ERR_INVALID, "endpoint %s: no address to connect to", endpoint);
+    if (security->keyed || is_loopback(host, len))
+        return 0;
+    if (security->insecure && !is_wildcard(host, len))
+        return 0;
+    return err_set(err, ERR_UNSUPPORTED,
+                   security->insecure
+                       ? "endpoint %s: without a cluster key it must name one address"
+                       : "endpoint %s: not loopback: that needs a cluster key (`phalanx keygen`, "
+                         "--cluster-key-file)",
+                   endpoint);
+}
+
+static int check_tcp(const char *endpoint, const char *address, const struct bus_security *security,
+                     bool bind, struct err *err)
 {
     const char *port = strrchr(address, ':');
     char *end = NULL;
     const unsigned long number = port ? strtoul(port + 1, &end, 10) : 0;
     if (!port || port[1] < '0' || port[1] > '9' || *end || number < 1 || number > 65535)
         return err_set(err, ERR_INVALID, "endpoint %s: needs a port (1..65535)", endpoint);
-    if (!is_loopback(address, (size_t)(port - address)))
-        return err_set(err, ERR_UNSUPPORTED,
-                       "endpoint %s: not loopback; needs a cluster key, not supported yet",
-                       endpoint);
-    return 0;
+    return check_host(endpoint, address, (size_t)(port - address), security, bind, err);
 }
 
-int socket_check_endpoint(const char *endpoint, struct err *err)
+int socket_check_endpoint(const char *endpoint, const struct bus_security *security, bool bind,
+                          struct err *err)
 {
     if (strncmp(endpoint, "tcp://", 6) == 0)
-        return check_tcp(endpoint, endpoint + 6, err);
+        return check_tcp(endpoint, endpoint + 6, security, bind, err);
     if (strncmp(endpoint, "ipc:///", 7) != 0)
         return err_set(err, ERR_UNSUPPORTED, "endpoint %s: neither ipc:///path nor tcp://host:port",
                        endpoint);
@@ -103,6 +128,7 @@ static zsock_t *socket_make(bool router, size_t message_max)
     zsock_set_heartbeat_ttl(s, HEARTBEAT_TIMEOUT_MS);
     zsock_set_reconnect_ivl(s, RECONNECT_MS);
     zsock_set_reconnect_ivl_max(s, RECONNECT_MS_MAX);
+    zsock_set_handshake_ivl(s, HANDSHAKE_MS);
     /* No ROUTER_HANDOVER: peers set no routing id, every connection gets a fresh one, and a
      * stranger can not take over another's by claiming it. */
     if (router)
@@ -110,10 +136,38 @@ static zsock_t *socket_make(bool router, size_t message_max)
     return s;
 }
 
-int socket_open(uv_loop_t *loop, bool router, const char *endpoint, size_t message_max,
-                struct bus_socket **out, struct err *err)
+static bool set_text(void *raw, int option, const char *text)
 {
-    int rc = socket_check_endpoint(endpoint, err);
+    return zmq_setsockopt(raw, option, text, strlen(text)) == 0;
+}
+
+/* Before bind or connect. */
+static int socket_encrypt(void *raw, bool router, const struct bus_key *key, struct err *err)
+{
+    bool done;
+    if (router) {
+        const int rc = bus_zap_start(err);
+        if (rc < 0)
+            return rc;
+        const int on = 1;
+        done = zmq_setsockopt(raw, ZMQ_CURVE_SERVER, &on, sizeof(on)) == 0 &&
+               set_text(raw, ZMQ_CURVE_SECRETKEY, key->server_secret) &&
+               set_text(raw, ZMQ_ZAP_DOMAIN, key->client_public);
+    } else {
+        done = set_text(raw, ZMQ_CURVE_SERVERKEY, key->server_public) &&
+               set_text(raw, ZMQ_CURVE_PUBLICKEY, key->client_public) &&
+               set_text(raw, ZMQ_CURVE_SECRETKEY, key->client_secret);
+    }
+    return done ? 0
+                : err_set(err, ERR_UNSUPPORTED, "this ZeroMQ has no CURVE: %s",
+                          zmq_strerror(zmq_errno()));
+}
+
+int socket_open(uv_loop_t *loop, bool router, const char *endpoint,
+                const struct bus_security *security, size_t message_max, struct bus_socket **out,
+                struct err *err)
+{
+    int rc = socket_check_endpoint(endpoint, security, router, err);
     if (rc == 0 && router && strncmp(endpoint, "ipc://", 6) == 0)
         rc = check_ipc_free(endpoint, err);
     if (rc < 0)
@@ -126,8 +180,13 @@ int socket_open(uv_loop_t *loop, bool router, const char *endpoint, size_t messa
         goto out;
     }
     self->raw = zsock_resolve(self->zsock);
-    if (strstr(endpoint, "[::1]"))
+    if (strchr(endpoint, '['))
         zsock_set_ipv6(self->zsock, 1);
+    if (security->keyed && strncmp(endpoint, "tcp://", 6) == 0) {
+        rc = socket_encrypt(self->raw, router, &security->key, err);
+        if (rc < 0)
+            goto out;
+    }
     if ((router ? zsock_bind(self->zsock, "%s", endpoint)
                 : zsock_connect(self->zsock, "%s", endpoint)) < 0) {
         const int why = zmq_errno();

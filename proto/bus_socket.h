@@ -3,6 +3,7 @@
 #define PHALANX_PROTO_BUS_SOCKET_H
 
 #include "common/err.h"
+#include "proto/bus_key.h"
 
 #include <stdbool.h>
 #include <stddef.h>
@@ -18,12 +19,15 @@ struct bus_route {
 
 struct bus_socket;
 
-/* ERR_INVALID, or ERR_UNSUPPORTED for what would leave this machine. */
-int socket_check_endpoint(const char *endpoint, struct err *err);
+/* ERR_INVALID, or ERR_UNSUPPORTED for what the security does not allow. bind: it is to be bound. */
+int socket_check_endpoint(const char *endpoint, const struct bus_security *security, bool bind,
+                          struct err *err);
 
-/* A ROUTER bound to endpoint (ERR_BUSY: in use) or a DEALER that connects to it. */
-int socket_open(uv_loop_t *loop, bool router, const char *endpoint, size_t message_max,
-                struct bus_socket **out, struct err *err);
+/* A ROUTER bound to endpoint (ERR_BUSY: in use) or a DEALER that connects to it; on tcp with a key
+ * both speak CURVE and nothing else. */
+int socket_open(uv_loop_t *loop, bool router, const char *endpoint,
+                const struct bus_security *security, size_t message_max, struct bus_socket **out,
+                struct err *err);
 
 /* What was sent and is not on its way yet goes on for linger_ms. *self = NULL; NULL is allowed. */
 void socket_close(struct bus_socket **self, int linger_ms);

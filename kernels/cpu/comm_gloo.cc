@@ -19,12 +19,29 @@ struct comm {
     uint32_t size;
 };
 
-static int gloo_open(uint32_t rank, uint32_t size, const char *store, double timeout_s,
-                     struct comm **out, struct err *err)
+static std::shared_ptr<gloo::transport::Device> device_on(const char *interface)
 {
+    gloo::transport::tcp::attr attr("127.0.0.1");
+
+    if (interface && *interface) {
+        attr.hostname.clear();
+        attr.iface = interface;
+    }
+    return gloo::transport::tcp::CreateDevice(attr);
+}
+
+static int gloo_open(uint32_t rank, uint32_t size, const char *store, const char *interface,
+                     double timeout_s, struct comm **out, struct err *err)
+{
+    std::shared_ptr<gloo::transport::Device> device;
+
     try {
-        gloo::transport::tcp::attr attr("127.0.0.1");
-        auto device = gloo::transport::tcp::CreateDevice(attr);
+        device = device_on(interface);
+    } catch (const std::exception &e) {
+        return err_set(err, ERR_INVALID, "gloo: --dist-interface %s can not be used: %s", interface,
+                       e.what());
+    }
+    try {
         auto context = std::make_shared<gloo::rendezvous::Context>(static_cast<int>(rank),
                                                                    static_cast<int>(size));
         gloo::rendezvous::FileStore files(store);

@@ -5,6 +5,7 @@
 
 #include <errno.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <time.h>
 #include <unistd.h>
@@ -109,6 +110,9 @@ int comm_open(struct device *d, struct err *err)
     }
     if (rc)
         return rc;
+    /* NCCL knows no other way; a choice that the user made for NCCL alone goes first. */
+    if (d->config.comm_interface && *d->config.comm_interface)
+        (void)setenv("NCCL_SOCKET_IFNAME", d->config.comm_interface, 0);
     config.blocking = 0;
     return nccl_settle(
         d,

@@ -166,14 +166,15 @@ static void on_message(void *ctx, struct bus_peer *peer, const struct proto_head
     }
 }
 
-int backend_open(struct gateway *gw, const char *endpoints, const char *name,
-                 int64_t silence_ms_max, struct err *err)
+int backend_open(struct gateway *gw, const char *endpoints, const struct bus_security *security,
+                 const char *name, int64_t silence_ms_max, struct err *err)
 {
     struct backend *b = &gw->backend;
     struct bus_config config = {
         .loop = &gw->loop,
         .role = "gateway",
         .name = name,
+        .security = security,
         .silence_ms_max = silence_ms_max,
         .on = {.on_up = on_up,
                .on_message = on_message,

@@ -42,8 +42,8 @@ struct backend {
 };
 
 /* Connects to the tokenizers (endpoints are separated by commas); gw->backend is filled. */
-int backend_open(struct gateway *gw, const char *endpoints, const char *name,
-                 int64_t silence_ms_max, struct err *err);
+int backend_open(struct gateway *gw, const char *endpoints, const struct bus_security *security,
+                 const char *name, int64_t silence_ms_max, struct err *err);
 void backend_close(struct backend *b); /* the buses; backend_fini when their loop has ended */
 void backend_fini(struct backend *b);
 

@@ -242,15 +242,19 @@ static int gateway_open(struct gateway *gw, struct err *err)
     const struct options *o = gw->options;
     const char *endpoint = options_str(o, OPT_TOKENIZER_ENDPOINT);
     const char *name = options_str(o, OPT_NAME)[0] ? options_str(o, OPT_NAME) : "gateway-0";
+    struct bus_security security;
     int rc;
 
     if (!endpoint[0])
         return err_set(err, ERR_INVALID, "--tokenizer-endpoint is required");
-    rc = gateway_bind(gw, err);
-    if (rc)
-        return rc;
-    return backend_open(gw, endpoint, name,
-                        (int64_t)(options_float(o, OPT_HEARTBEAT_TIMEOUT) * 1000), err);
+    rc = bus_security_init(&security, o, err);
+    if (!rc)
+        rc = gateway_bind(gw, err);
+    if (!rc)
+        rc = backend_open(gw, endpoint, &security, name,
+                          (int64_t)(options_float(o, OPT_HEARTBEAT_TIMEOUT) * 1000), err);
+    bus_security_fini(&security);
+    return rc;
 }
 
 int gateway_run(const struct options *options, struct err *err)

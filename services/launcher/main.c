@@ -4,6 +4,7 @@
 #include "common/options.h"
 #include "services/bench/bench.h"
 #include "services/launcher/chat.h"
+#include "services/launcher/keygen.h"
 #include "services/launcher/serve.h"
 #include "services/launcher/words.h"
 
@@ -38,6 +39,8 @@ static const struct command commands[] = {
     {"chat", "phalanx chat", 'C', "Talks to a running server in the terminal.", chat_main},
     {"bench", "phalanx bench", 'B', "Measures a server: throughput and latency under load.",
      bench_hidden},
+    {"keygen", "phalanx keygen", 'K',
+     "Makes a cluster key: into a new file, or on standard output.", keygen_main},
 };
 #define COMMANDS (sizeof commands / sizeof *commands)
 
@@ -80,7 +83,7 @@ static void print_man(void)
 
 static int unknown_command(const char *name)
 {
-    log_say("phalanx: unknown command '%.80s' (serve, chat, bench, help or version)", name);
+    log_say("phalanx: unknown command '%.80s' (serve, chat, bench, keygen, help or version)", name);
     return 2;
 }
 

@@ -52,7 +52,7 @@ void words_add_options(struct words *w, const struct options *o, char who, const
         enum option id = (enum option)i;
 
         if (!o->set[i] || !option_taken_by(id, who) || !option_taken_by(id, 'S') ||
-            id == OPT_API_KEY || among(but, id))
+            id == OPT_API_KEY || id == OPT_CLUSTER_KEY || among(but, id))
             continue;
         words_add(w, "--%s=%s", option_name(id), options_str(o, id));
     }

@@ -15,7 +15,7 @@ void words_add(struct words *w, const char *fmt, ...) __attribute__((format(prin
 void words_fini(struct words *w);
 
 /* Adds --name=value for every option of serve that was set and that the executable `who` takes,
- * except for the API key (others see command lines) and those in `but`, ended by OPTIONS_COUNT. */
+ * except for the keys (others see command lines) and those in `but`, ended by OPTIONS_COUNT. */
 void words_add_options(struct words *w, const struct options *o, char who, const enum option *but);
 
 /* The launcher's environment for a child: PHALANX_API_KEY is in it only when key is not "". */

@@ -47,6 +47,8 @@ int main(int argc, char **argv)
     };
     log_init(config.name, log_get_level());
     rc = check_options(&o, &err);
+    if (!rc)
+        rc = bus_security_init(&config.security, &o, &err);
     if (rc) {
         log_say("phalanx-scheduler: %s", err.msg);
         options_fini(&o);
@@ -55,6 +57,7 @@ int main(int argc, char **argv)
     rc = service_run(&config, &err);
     if (rc)
         log_error("%s", err.msg);
+    bus_security_fini(&config.security);
     options_fini(&o);
     return rc ? 1 : 0;
 }

@@ -502,6 +502,7 @@ static int bind_buses(struct service *s, struct err *err)
         .role = "scheduler",
         .name = c->name,
         .endpoint = c->scheduler_endpoint,
+        .security = &c->security,
         .accepts = "tokenizer",
         .silence_ms_max = (int64_t)(c->heartbeat_timeout_s * 1000),
         .peers_max = CLIENTS_MAX,

@@ -3,6 +3,7 @@
 #define PHALANX_SCHEDULER_SERVICE_H
 
 #include "common/err.h"
+#include "proto/bus_key.h"
 
 #include <stdbool.h>
 #include <stdint.h>
@@ -11,6 +12,7 @@ struct service_config {
     const char *name;
     const char *scheduler_endpoint; /* bound for tokenizers */
     const char *worker_endpoint;    /* bound for workers */
+    struct bus_security security;
     uint32_t tp_size;
     uint32_t slots_max;
     uint32_t queued_max;

@@ -21,12 +21,18 @@ int main(int argc, char **argv)
         .heartbeat_timeout_s = options_float(&o, OPT_HEARTBEAT_TIMEOUT),
     };
     log_init(config.name, log_get_level());
+    if (bus_security_init(&config.security, &o, &err)) {
+        log_say("phalanx-tokenizer: %s", err.msg);
+        options_fini(&o);
+        return 2;
+    }
     rc = tokenizer_service_new(&config, &service, &err);
     if (!rc)
         rc = tokenizer_service_run(service, &err);
     if (rc)
         log_error("%s", err.msg);
     tokenizer_service_free(&service);
+    bus_security_fini(&config.security);
     options_fini(&o);
     return rc ? 1 : 0;
 }

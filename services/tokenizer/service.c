@@ -498,6 +498,7 @@ static int open_buses(struct service *s, const struct service_config *config, st
                             .role = "tokenizer",
                             .name = config->name,
                             .endpoint = config->endpoint,
+                            .security = &config->security,
                             .accepts = "gateway",
                             .silence_ms_max = (int64_t)(config->heartbeat_timeout_s * 1e3),
                             .on = {on_gateway_up, on_gateway_message, on_gateway_down, NULL},

@@ -6,6 +6,7 @@
 #define PHALANX_TOKENIZER_SERVICE_H
 
 #include "common/err.h"
+#include "proto/bus_key.h"
 
 struct service;
 
@@ -15,6 +16,7 @@ struct service_config {
     const char *endpoint;           /* bound for gateways */
     const char *scheduler_endpoint; /* connected to; one a replica, separated by commas */
     const char *dispatch_policy;
+    struct bus_security security;
     double heartbeat_timeout_s;
 };
 

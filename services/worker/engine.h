@@ -22,6 +22,7 @@ struct engine_config {
     uint32_t page_size;
     double mem_fraction;
     const char *comm_store;
+    const char *comm_interface; /* NULL or "": the backend's choice */
     double dist_timeout_s;
     uint32_t null_step_us; /* device null: what a step takes at least */
 };

@@ -5,6 +5,7 @@
 #include "common/mem.h"
 #include "kernels/backends.h"
 #include "services/worker/decoder.h"
+#include "services/worker/meet.h"
 #include "services/worker/slots.h"
 
 #include <math.h>
@@ -88,13 +89,20 @@ static int open_device(struct engine *e, const struct engine_config *config, str
         .rank = config->rank,
         .tp_size = config->tp_size,
         .device_index = config->first_device + config->rank,
-        .comm_store = config->comm_store,
+        .comm_interface = config->comm_interface,
         .comm_timeout_s = config->dist_timeout_s,
     };
-    int rc;
+    char *folder = NULL;
+    int rc = 0;
 
     rope_inv_freq(&m->rope, m->head_dim, inv_freq);
-    rc = e->ops->device_open(&device, &model, &e->device, err);
+    if (config->tp_size > 1)
+        rc = meet_in_store(config->comm_store, config->rank, config->tp_size,
+                           config->dist_timeout_s, &folder, err);
+    device.comm_store = folder;
+    if (!rc)
+        rc = e->ops->device_open(&device, &model, &e->device, err);
+    free(folder);
     free(inv_freq);
     return rc;
 }

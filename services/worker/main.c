@@ -51,14 +51,16 @@ int main(int argc, char **argv)
                    .page_size = (uint32_t)options_int(&o, OPT_PAGE_SIZE),
                    .mem_fraction = options_float(&o, OPT_MEM_FRACTION_STATIC),
                    .comm_store = options_str(&o, OPT_COMM_STORE),
+                   .comm_interface = options_str(&o, OPT_DIST_INTERFACE),
                    .dist_timeout_s = options_float(&o, OPT_DIST_TIMEOUT),
                    .null_step_us = (uint32_t)options_int(&o, OPT_NULL_STEP_US)},
     };
     log_init(config.name, log_get_level());
-    if (check_options(&o, &err))
+    if (check_options(&o, &err) || bus_security_init(&config.security, &o, &err))
         log_error("%s", err.msg);
     else
         status = worker_run(&config);
+    bus_security_fini(&config.security);
     options_fini(&o);
     return status;
 }

@@ -196,6 +196,7 @@ static int open_bus(struct worker *w, struct err *err)
         .role = "worker",
         .name = c->name,
         .endpoint = c->endpoint,
+        .security = &c->security,
         .epoch = c->epoch,
         .silence_ms_max = (int64_t)(c->heartbeat_timeout_s * 1e3),
         .on = {.on_up = on_up,

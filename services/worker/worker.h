@@ -4,11 +4,13 @@
 #define PHALANX_WORKER_WORKER_H
 
 #include "common/err.h"
+#include "proto/bus_key.h"
 #include "services/worker/engine.h"
 
 struct worker_config {
     const char *name;     /* "worker-0" */
     const char *endpoint; /* the scheduler's, for workers */
+    struct bus_security security;
     uint64_t epoch;
     double heartbeat_timeout_s;
     struct engine_config engine;

@@ -73,7 +73,8 @@ struct rig {
 static void rig_open(struct rig *r, struct ops_model m, uint32_t rank, uint32_t tp,
                      const char *store)
 {
-    struct ops_config c = {rank, tp, 0, store, 30.0, 0};
+    struct ops_config c = {
+        .rank = rank, .tp_size = tp, .comm_store = store, .comm_timeout_s = 30.0};
     struct err err = {0};
 
     r->m = m;
