@@ -19,8 +19,9 @@ const struct option_row option_rows[OPTIONS_COUNT] = {
 };
 
 const struct option_program option_programs[OPTION_PROGRAMS] = {
-    {'S', "phalanx serve"},     {'C', "phalanx chat"},      {'g', "phalanx-gateway"},
-    {'t', "phalanx-tokenizer"}, {'s', "phalanx-scheduler"}, {'w', "phalanx-worker"},
+    {'S', "phalanx serve"},   {'C', "phalanx chat"},      {'B', "phalanx bench"},
+    {'g', "phalanx-gateway"}, {'t', "phalanx-tokenizer"}, {'s', "phalanx-scheduler"},
+    {'w', "phalanx-worker"},
 };
 
 const char *option_name(enum option id)
@@ -54,14 +55,21 @@ static bool word_in(const char *list, char sep, const char *word, size_t len)
     return false;
 }
 
-/* OPTIONS_COUNT when there is no such name. */
-static enum option option_find(const char *name, size_t len)
+/* What the name means to this executable, else to another; OPTIONS_COUNT when to none. */
+static enum option option_find(char who, const char *name, size_t len)
 {
-    for (size_t i = 0; i < OPTIONS_COUNT; i++)
-        if (word_in(option_rows[i].name, ' ', name, len) ||
-            word_in(option_rows[i].aliases, ' ', name, len))
+    enum option found = OPTIONS_COUNT;
+
+    for (size_t i = 0; i < OPTIONS_COUNT; i++) {
+        if (!word_in(option_rows[i].name, ' ', name, len) &&
+            !word_in(option_rows[i].aliases, ' ', name, len))
+            continue;
+        if (option_taken_by((enum option)i, who))
             return (enum option)i;
-    return OPTIONS_COUNT;
+        if (found == OPTIONS_COUNT)
+            found = (enum option)i;
+    }
+    return found;
 }
 
 /* Edits (insert, delete, replace, swap neighbours) from a to b; both at most NAME_MAX_LEN long. */
@@ -277,9 +285,9 @@ static enum option flag_find(char who, const char *flag, size_t len, bool *negat
     if (len == 2 && memcmp(flag, "-h", 2) == 0)
         return OPT_HELP;
     if (len > 2 && memcmp(flag, "--", 2) == 0)
-        id = option_find(flag + 2, len - 2);
+        id = option_find(who, flag + 2, len - 2);
     if (id == OPTIONS_COUNT && len > 5 && memcmp(flag, "--no-", 5) == 0) {
-        id = option_find(flag + 5, len - 5);
+        id = option_find(who, flag + 5, len - 5);
         *negated = true;
         if (id != OPTIONS_COUNT && option_rows[id].kind != OPTION_BOOL)
             id = OPTIONS_COUNT;

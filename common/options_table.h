@@ -25,7 +25,7 @@ struct option_program {
     const char *name;
 };
 
-#define OPTION_PROGRAMS 6
+#define OPTION_PROGRAMS 7
 extern const struct option_program option_programs[OPTION_PROGRAMS];
 
 #endif

@@ -2,7 +2,7 @@
 #
 # A library sees only the folders named for it here: its include path is a folder of links, so a
 # wrong #include does not compile.
-LIBS := common proto kernels gateway tokenizer scheduler worker launcher
+LIBS := common proto kernels gateway tokenizer scheduler worker bench launcher
 SEES_common := common
 SEES_proto := common proto
 SEES_kernels := common kernels
@@ -10,7 +10,8 @@ SEES_gateway := common proto
 SEES_tokenizer := common proto
 SEES_scheduler := common proto
 SEES_worker := common proto kernels
-SEES_launcher := common proto
+SEES_bench := common
+SEES_launcher := common proto services/bench
 SEES_cpu := common kernels
 
 DIR_common := common
@@ -21,6 +22,7 @@ DIR_gateway := services/gateway
 DIR_tokenizer := services/tokenizer
 DIR_scheduler := services/scheduler
 DIR_worker := services/worker
+DIR_bench := services/bench
 DIR_launcher := services/launcher
 
 BIN := $(BUILD)/bin
@@ -44,9 +46,9 @@ SRC_$(1) := $$(filter-out %/main.c,$$(wildcard $$(DIR_$(1))/*.c))
 endif
 OBJ_$(1) := $$(SRC_$(1):%.c=$(BUILD)/obj/%.o)
 $(BUILD)/inc/$(1): mk/rules.mk
-	$$(Q)rm -rf $$@ && mkdir -p $$@
+	$$(Q)rm -rf $$@ && mkdir -p $$@/services
 	$$(Q)for d in $$(SEES_$(1)); do ln -sfn $$(CURDIR)/$$$$d $$@/$$$$d; done
-	$$(Q)mkdir -p $$@/services && ln -sfn $$(CURDIR)/$$(DIR_$(1)) $$@/services/$(1)
+	$$(Q)ln -sfn $$(CURDIR)/$$(DIR_$(1)) $$@/services/$(1)
 $$(OBJ_$(1)) $(BUILD)/obj/$$(DIR_$(1))/main.o: INC = -I$(BUILD)/inc/$(1)
 $$(OBJ_$(1)) $(BUILD)/obj/$$(DIR_$(1))/main.o: | $(BUILD)/inc/$(1)
 endef
@@ -60,6 +62,7 @@ endef
 
 ifneq ($(LLHTTP_DIR),)
 EXTRA_OBJ_gateway := $(patsubst %,$(BUILD)/obj/llhttp/%.o,api http llhttp)
+EXTRA_OBJ_bench := $(EXTRA_OBJ_gateway)
 $(BUILD)/obj/llhttp/%.o: $(LLHTTP_DIR)/%.c
 	$(call say,CC,$<)
 	@mkdir -p $(@D)
@@ -80,7 +83,8 @@ $(BUILD)/obj/%.o: %.cc
 # Bundles carry their libraries in ../lib. A DT_RPATH, since a RUNPATH does not reach what those
 # libraries need in turn.
 RUN_PATH := -Wl,--disable-new-dtags,-rpath,'$$ORIGIN/../lib'
-ARCHIVES_OF = $(BUILD)/lib$(1).a $(if $(filter worker,$(1)),$(BUILD)/libkernels.a) $(BUILD)/libproto.a $(BUILD)/libcommon.a
+ARCHIVES_OF = $(BUILD)/lib$(1).a $(if $(filter worker,$(1)),$(BUILD)/libkernels.a) \
+	$(if $(filter launcher,$(1)),$(BUILD)/libbench.a) $(BUILD)/libproto.a $(BUILD)/libcommon.a
 define program
 $(BIN)/$(1): $(BUILD)/obj/$$(DIR_$$(PROGRAM_LIB_$(1)))/main.o $$(call ARCHIVES_OF,$$(PROGRAM_LIB_$(1)))
 	$$(call say,LD,$$@)

@@ -12,9 +12,12 @@ static void model_render(const struct gateway *gw, struct buf *out)
     buf_json_string(out, gw->model, strlen(gw->model));
     buf_puts(out, ",\"parent\":null,\"max_model_len\":");
     if (gw->backend.context_length)
-        buf_printf(out, "%u}", (unsigned)gw->backend.context_length);
+        buf_printf(out, "%u", (unsigned)gw->backend.context_length);
     else
-        buf_puts(out, "null}");
+        buf_puts(out, "null");
+    if (gw->backend.vocab_size)
+        buf_printf(out, ",\"vocab_size\":%u", (unsigned)gw->backend.vocab_size);
+    buf_putc(out, '}');
 }
 
 void route_models(struct conn *c, const char *rest)

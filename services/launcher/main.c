@@ -2,8 +2,10 @@
 #include "common/buf.h"
 #include "common/log.h"
 #include "common/options.h"
+#include "services/bench/bench.h"
 #include "services/launcher/chat.h"
 #include "services/launcher/serve.h"
+#include "services/launcher/words.h"
 
 #include <stdbool.h>
 #include <stdio.h>
@@ -17,9 +19,25 @@ struct command {
     int (*run)(const char *program, const char *summary, int argc, char **argv);
 };
 
+/* Runs for long: the key disappears from its command line, as it does from a server's. */
+static int bench_hidden(const char *program, const char *summary, int argc, char **argv)
+{
+    struct words copy = {0};
+    int status;
+
+    for (int i = 0; i < argc; i++)
+        words_add(&copy, "%s", argv[i]);
+    words_hide_key(argc, argv);
+    status = bench_main(program, summary, argc, copy.list);
+    words_fini(&copy);
+    return status;
+}
+
 static const struct command commands[] = {
     {"serve", "phalanx serve", 'S', "Serves a model over HTTP, on this machine.", serve_main},
     {"chat", "phalanx chat", 'C', "Talks to a running server in the terminal.", chat_main},
+    {"bench", "phalanx bench", 'B', "Measures a server: throughput and latency under load.",
+     bench_hidden},
 };
 #define COMMANDS (sizeof commands / sizeof *commands)
 
@@ -62,7 +80,7 @@ static void print_man(void)
 
 static int unknown_command(const char *name)
 {
-    log_say("phalanx: unknown command '%.80s' (serve, chat, help or version)", name);
+    log_say("phalanx: unknown command '%.80s' (serve, chat, bench, help or version)", name);
     return 2;
 }
 

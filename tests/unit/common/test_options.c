@@ -85,6 +85,23 @@ static void test_forms(void **state)
     options_fini(&o);
 }
 
+/* One name, two options: each executable has its own. */
+static void test_names_by_executable(void **state)
+{
+    struct options o;
+    struct err err;
+
+    (void)state;
+    assert_int_equal(parse(&o, 'B', "--model m", &err), 0);
+    assert_string_equal(options_str(&o, OPT_MODEL), "m");
+    assert_false(o.set[OPT_MODEL_PATH]);
+    options_fini(&o);
+    assert_int_equal(parse(&o, 'S', "--model m", &err), 0);
+    assert_string_equal(options_str(&o, OPT_MODEL_PATH), "m");
+    assert_false(o.set[OPT_MODEL]);
+    options_fini(&o);
+}
+
 static void test_unknown(void **state)
 {
     (void)state;
@@ -98,7 +115,8 @@ static void test_unknown(void **state)
     refuse('S', "serve", "unexpected argument 'serve' (options begin with --)");
     refuse('S', "--rank 1", "--rank is an option of phalanx-worker");
     refuse('w', "--port 1",
-           "--port is an option of phalanx serve and phalanx chat and phalanx-gateway");
+           "--port is an option of phalanx serve and phalanx chat and phalanx bench and "
+           "phalanx-gateway");
 }
 
 static void test_values(void **state)
@@ -203,7 +221,7 @@ static void test_table(void **state)
 
 static void test_texts(void **state)
 {
-    static const char whos[] = "SCgtsw";
+    static const char whos[] = "SCBgtsw";
     char wanted[64];
 
     (void)state;
@@ -232,10 +250,15 @@ static void test_texts(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_defaults),   cmocka_unit_test(test_forms),
-        cmocka_unit_test(test_unknown),    cmocka_unit_test(test_values),
-        cmocka_unit_test(test_long_words), cmocka_unit_test(test_environment),
-        cmocka_unit_test(test_table),      cmocka_unit_test(test_texts),
+        cmocka_unit_test(test_defaults),
+        cmocka_unit_test(test_forms),
+        cmocka_unit_test(test_names_by_executable),
+        cmocka_unit_test(test_unknown),
+        cmocka_unit_test(test_values),
+        cmocka_unit_test(test_long_words),
+        cmocka_unit_test(test_environment),
+        cmocka_unit_test(test_table),
+        cmocka_unit_test(test_texts),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
