@@ -327,7 +327,7 @@ def test_help_and_version(place):
 
 
 @pytest.mark.skipif(not shutil.which("groff"), reason="groff is not installed")
-@pytest.mark.parametrize("args", [[], ["serve"], ["chat"]])
+@pytest.mark.parametrize("args", [[], ["serve"], ["chat"], ["bench"]])
 def test_man_pages(place, args):
     page = run(place, *args, "--man").stdout
     done = subprocess.run(["groff", "-man", "-ww", "-Tutf8", "-P-cbou", "-"], input=page, capture_output=True,
