@@ -55,13 +55,17 @@ struct scan {
     int depth;
 };
 
+static bool same(const char *text, size_t len, const char *word)
+{
+    return len == strlen(word) && memcmp(text, word, len) == 0;
+}
+
 static enum node node_find(enum node parent, const char *name, size_t len)
 {
     if (parent == NODE_OTHER)
         return NODE_OTHER;
     for (size_t i = 0; i < sizeof members / sizeof *members; i++)
-        if (members[i].parent == parent && strncmp(members[i].name, name, len) == 0 &&
-            !members[i].name[len])
+        if (members[i].parent == parent && same(name, len, members[i].name))
             return members[i].node;
     return NODE_OTHER;
 }
@@ -109,11 +113,6 @@ static bool is_word(char c)
     return isalnum((unsigned char)c) || c == '+' || c == '-' || c == '.';
 }
 
-static bool same(const char *text, size_t len, const char *word)
-{
-    return len == strlen(word) && memcmp(text, word, len) == 0;
-}
-
 static void found_string(struct event *e, enum node node, const char *text, size_t len)
 {
     switch (node) {
@@ -154,7 +153,7 @@ static bool take_word(struct scan *s, enum node node)
             value = value * 10 + (*s->at - '0');
         s->at++;
     }
-    if (s->at == start || !(isdigit((unsigned char)*start) || memchr("-tfn", *start, 4)))
+    if (s->at == start || !(isdigit((unsigned char)*start) || (*start && strchr("-tfn", *start))))
         return false;
     if (digits && node == NODE_PROMPT_TOKENS)
         s->out->prompt_tokens = value;

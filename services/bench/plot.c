@@ -18,7 +18,7 @@ struct panel {
 
 static const struct {
     const char *name, *color, *dash;
-} lines[] = {{"p50", "#1f6fb4", ""}, {"p90", "#d97a1a", "6 3"}, {"p99", "#b3242a", "2 3"}};
+} lines[] = {{"p50", "#1f6fb4", "none"}, {"p90", "#d97a1a", "6 3"}, {"p99", "#b3242a", "2 3"}};
 
 double plot_step(double span, int parts)
 {

@@ -161,6 +161,9 @@ static void test_refused(void **state)
         if (event_read(texts[i], strlen(texts[i]), &e))
             fail_msg("accepted: %s", texts[i]);
     assert_false(event_read("{\"a\":1\0}", 8, &e));
+    /* A name with NULs is no shorter name. */
+    assert_true(event_read("{\"text\0\0\0\0\0\0\0\0\":\"x\"}", 20, &e));
+    assert_int_equal(e.text_len, 0);
 }
 
 static void test_depth(void **state)
