@@ -18,6 +18,7 @@ void call_init(struct call *call, const struct dialect *dialect, const struct pa
     call->dialect = dialect;
     call->stream = params->stream;
     call->include_usage = params->include_usage;
+    call->return_ids = params->return_ids || dialect->cumulative;
     call->logprobs = params->generate.sampling.logprobs >= 0;
     call->listed = params->prompts_listed || params->generate.n > 1;
     call->n = params->generate.n;
@@ -74,12 +75,13 @@ void call_choice_add(struct call *call, uint32_t part, const struct proto_chunk 
     struct call_choice *choice = &call->choices[part * call->n + chunk->choice];
 
     buf_append(&choice->text, chunk->text.data, chunk->text.len);
-    if (call->dialect->cumulative)
+    if (call->return_ids)
         for (uint32_t i = 0; i < chunk->ids_count; i++)
             buf_printf(&choice->ids, "%s%u", choice->ids.len ? "," : "", (unsigned)chunk->ids[i]);
     if (call->logprobs && chunk->logprobs_count)
         call->dialect->logprobs(call, choice, chunk->logprobs, chunk->logprobs_count);
-    if (chunk->text.len || chunk->logprobs_count || chunk->finish != FINISH_NONE)
+    if (chunk->text.len || chunk->logprobs_count || chunk->finish != FINISH_NONE ||
+        (call->return_ids && chunk->ids_count))
         choice->held = true;
     choice->tokens = chunk->completion_tokens;
     call->parts[part].prompt_tokens = chunk->prompt_tokens;
@@ -237,6 +239,7 @@ static void choice_write(struct call *call, uint32_t index)
     if (call->dialect->cumulative)
         return;
     buf_clear(&call->choices[index].text);
+    buf_clear(&call->choices[index].ids);
     for (int k = 0; k < CALL_LISTS; k++)
         buf_clear(&call->choices[index].lists[k]);
 }

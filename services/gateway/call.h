@@ -38,7 +38,7 @@ struct call {
     struct conn *conn;
     const struct dialect *dialect;
     char id[48];
-    bool stream, include_usage, logprobs;
+    bool stream, include_usage, logprobs, return_ids;
     bool listed; /* /generate: the answer is a list */
     bool begun;  /* the stream's head is out */
     bool paused; /* the reader is behind: choices hold what they got */

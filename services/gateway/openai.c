@@ -50,6 +50,15 @@ void openai_event_end(const struct call *call, struct buf *out)
     buf_puts(out, call->include_usage ? "}],\"usage\":null}\n\n" : "}]}\n\n");
 }
 
+void openai_ids(const struct call *call, const struct call_choice *choice, struct buf *out)
+{
+    if (!call->return_ids)
+        return;
+    buf_puts(out, ",\"token_ids\":[");
+    buf_append(out, choice->ids.data, choice->ids.len);
+    buf_putc(out, ']');
+}
+
 void openai_tail(const struct call *call, struct buf *out)
 {
     if (call->include_usage) {

@@ -12,6 +12,7 @@
         FIELD_U32("min_tokens", generate.sampling.min_tokens, 0, HIGH_min_tokens),                 \
         FIELD_OWN("seed", field_seed), FIELD_BOOL("stream", stream),                               \
         FIELD_OWN("stream_options", field_stream_options), FIELD_OWN("user", field_checked),       \
+        FIELD_BOOL("return_token_ids", return_ids),                                                \
         FIELD_I64("best_of", best_of, 1, LIMIT_N)
 
 /* Known to OpenAI's clients or to those of SGLang and vLLM: refused by name, unless they ask for
@@ -33,7 +34,6 @@
         FIELD_REFUSED("regex", "[]"), FIELD_REFUSED("ebnf", "[]"),                                 \
         FIELD_REFUSED("json_schema", "[]"), FIELD_REFUSED("lora_path", "[]"),                      \
         FIELD_REFUSED("session_params", "[]"), FIELD_REFUSED("return_hidden_states", "[false]"),   \
-        FIELD_REFUSED("return_token_ids", "[false]"),                                              \
         FIELD_REFUSED("return_tokens_as_token_ids", "[false]"),                                    \
         FIELD_REFUSED("custom_logit_processor", "[]"), FIELD_REFUSED("logits_processors", "[]")
 
@@ -50,6 +50,9 @@ void openai_usage(const struct call *call, struct buf *out);
 /* Begins an event with one choice: ...,"choices":[{"index":i, and ends it. */
 void openai_event_begin(const struct call *call, uint32_t index, struct buf *out);
 void openai_event_end(const struct call *call, struct buf *out);
+
+/* Appends `,"token_ids":[...]` when they were asked for. */
+void openai_ids(const struct call *call, const struct call_choice *choice, struct buf *out);
 
 /* The end of a stream: the usage event where asked for, [DONE]. */
 void openai_tail(const struct call *call, struct buf *out);

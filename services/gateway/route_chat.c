@@ -114,12 +114,13 @@ static void chat_event(const struct call *call, uint32_t index, struct buf *out)
                       "\"finish_reason\":null");
         openai_event_end(call, out);
     }
-    if (choice->text.len || choice->lists[0].len) {
+    if (choice->text.len || choice->lists[0].len || choice->ids.len) {
         openai_event_begin(call, index, out);
         buf_puts(out, "\"delta\":{\"content\":");
         buf_json_string(out, choice->text.data, choice->text.len);
         buf_putc(out, '}');
         render_logprobs(call, choice, out);
+        openai_ids(call, choice, out);
         buf_puts(out, ",\"finish_reason\":null");
         openai_event_end(call, out);
     }
@@ -144,6 +145,7 @@ static void chat_result(const struct call *call, struct buf *out)
         buf_json_string(out, choice->text.data, choice->text.len);
         buf_puts(out, ",\"refusal\":null}");
         render_logprobs(call, choice, out);
+        openai_ids(call, choice, out);
         buf_printf(out, ",\"finish_reason\":\"%s\"}", openai_finish(choice->finish));
     }
     buf_putc(out, ']');

@@ -124,11 +124,12 @@ static void completions_event(const struct call *call, uint32_t index, struct bu
 {
     const struct call_choice *choice = &call->choices[index];
 
-    if (choice->text.len || choice->lists[0].len) {
+    if (choice->text.len || choice->lists[0].len || choice->ids.len) {
         openai_event_begin(call, index, out);
         buf_puts(out, "\"text\":");
         buf_json_string(out, choice->text.data, choice->text.len);
         render_logprobs(call, choice, out);
+        openai_ids(call, choice, out);
         buf_puts(out, ",\"finish_reason\":null");
         openai_event_end(call, out);
     }
@@ -150,6 +151,7 @@ static void completions_result(const struct call *call, struct buf *out)
         buf_printf(out, "%s{\"index\":%u,\"text\":", i ? "," : "", (unsigned)i);
         buf_json_string(out, choice->text.data, choice->text.len);
         render_logprobs(call, choice, out);
+        openai_ids(call, choice, out);
         buf_printf(out, ",\"finish_reason\":\"%s\"}", openai_finish(choice->finish));
     }
     buf_putc(out, ']');

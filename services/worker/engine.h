@@ -22,6 +22,7 @@ struct engine_config {
     double mem_fraction;
     const char *comm_store;
     double dist_timeout_s;
+    uint32_t null_step_us; /* device null: what a step takes at least */
 };
 
 struct engine_info {

@@ -1,14 +1,17 @@
 #include "services/worker/engine_null.h"
 
+#include "common/clock.h"
 #include "common/file.h"
 #include "common/mem.h"
 #include "services/worker/engine.h"
 #include "services/worker/model_config.h"
 #include "services/worker/slots.h"
 
+#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #include <xxhash.h>
 
@@ -17,6 +20,7 @@
 
 struct engine {
     uint32_t vocab_size, context_length, page_size;
+    uint32_t step_us;
     uint32_t eos_ids[MODEL_EOS_MAX]; /* rising */
     uint32_t eos_count;
     uint64_t fingerprint;
@@ -96,6 +100,7 @@ static int load(const struct engine_config *config, struct engine **out, struct 
     uint32_t layout[3];
 
     e->page_size = config->page_size;
+    e->step_us = config->null_step_us;
     if (config->context_length)
         e->context_length = config->context_length;
     layout[0] = config->tp_size;
@@ -157,9 +162,19 @@ static void fill_logprob(struct engine *e, uint32_t i, uint32_t wanted)
     r->logprob_count = 1;
 }
 
+/* Computing is waiting: as the host does while a device works. */
+static void wait_until(int64_t until_us)
+{
+    const struct timespec until = {until_us / 1000000, until_us % 1000000 * 1000};
+
+    while (clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &until, NULL) == EINTR)
+        continue;
+}
+
 static int step(struct engine *e, const struct proto_step *step, struct engine_result *result,
                 struct err *err)
 {
+    int64_t start_us = clock_mono_us();
     uint32_t count = 0;
     int rc;
 
@@ -183,6 +198,8 @@ static int step(struct engine *e, const struct proto_step *step, struct engine_r
     }
     *result = (struct engine_result){.results = e->results, .count = count};
     result->hash = slots_hash(step, e->results, count);
+    if (e->step_us)
+        wait_until(start_us + e->step_us);
     return 0;
 }
 

@@ -50,7 +50,8 @@ int main(int argc, char **argv)
                    .page_size = (uint32_t)options_int(&o, OPT_PAGE_SIZE),
                    .mem_fraction = options_float(&o, OPT_MEM_FRACTION_STATIC),
                    .comm_store = options_str(&o, OPT_COMM_STORE),
-                   .dist_timeout_s = options_float(&o, OPT_DIST_TIMEOUT)},
+                   .dist_timeout_s = options_float(&o, OPT_DIST_TIMEOUT),
+                   .null_step_us = (uint32_t)options_int(&o, OPT_NULL_STEP_US)},
     };
     log_init(config.name, log_get_level());
     if (check_options(&o, &err))
