@@ -121,13 +121,24 @@ static void call_log(const struct call *call, int status)
              (long long)(clock_mono_us() - call->started_us) / 1000);
 }
 
+void call_part_over(struct call *call, uint32_t part)
+{
+    struct call_part *p = &call->parts[part];
+
+    if (!p->rid)
+        return;
+    pending_remove(&call->gw->backend.pending, p->rid);
+    p->link->in_flight--;
+    p->rid = 0;
+}
+
 /* Tells the tokenizer that nobody waits any more. */
 static void call_abort_parts(struct call *call, const char *why)
 {
     for (uint32_t i = 0; i < call->parts_count; i++) {
         if (call->parts[i].rid)
-            backend_abort(&call->gw->backend, call->parts[i].rid, why);
-        call->parts[i].rid = 0;
+            backend_abort(call->parts[i].link, call->parts[i].rid, why);
+        call_part_over(call, i);
     }
 }
 
@@ -279,10 +290,8 @@ void call_chunk(struct call *call, uint32_t part, const struct proto_chunk *chun
     call_choice_add(call, part, chunk);
     choice_observe(call, choice, chunk->ids_count, now_us);
     call->gw->choices_open -= choice->ended;
-    if (!call->parts[part].open) {
-        pending_remove(&call->gw->backend.pending, call->parts[part].rid);
-        call->parts[part].rid = 0;
-    }
+    if (!call->parts[part].open)
+        call_part_over(call, part);
     if (call->stream && choice->held) {
         if (conn_unsent(call->conn) < HTTP_WRITE_PAUSE_BYTES) {
             choice_write(call, index);

@@ -28,7 +28,8 @@ struct call_choice {
 
 /* One prompt. */
 struct call_part {
-    uint64_t rid; /* on the bus; 0: over */
+    uint64_t rid;              /* on the bus; 0: over */
+    struct backend_link *link; /* while rid is not 0: who has it */
     uint32_t prompt_tokens, cached_tokens;
     uint32_t open; /* choices not ended */
 };
@@ -82,6 +83,9 @@ void call_chunk(struct call *call, uint32_t part, const struct proto_chunk *chun
 void call_fail(struct call *call, const struct problem *problem);
 void call_resume(struct call *call); /* the reader took what waited */
 void call_expire(struct call *call);
+
+/* The tokenizer knows no more of that prompt. */
+void call_part_over(struct call *call, uint32_t part);
 
 /* The client went away: no answer. */
 void call_cancel(struct call *call, const char *why);

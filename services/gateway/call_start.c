@@ -14,6 +14,7 @@ static int call_send(struct call *call, const struct params *params, uint32_t pa
                      struct problem *problem)
 {
     struct backend *b = &call->gw->backend;
+    struct backend_link *link = backend_choose(b);
     const struct prompt *prompt = &params->prompts[part];
     struct proto_generate g = params->generate;
     struct err err = {0};
@@ -24,9 +25,13 @@ static int call_send(struct call *call, const struct params *params, uint32_t pa
     g.ids = prompt->ids;
     g.ids_count = prompt->ids_count;
     g.trace_id = proto_str(call->conn->trace);
-    switch (bus_send(b->peer, PROTO_GENERATE, rid, &g, &err)) {
+    if (!link)
+        return problem_set(problem, 503, NULL, NULL, "no tokenizer is ready");
+    switch (bus_send(link->peer, PROTO_GENERATE, rid, &g, &err)) {
     case 0:
         call->parts[part].rid = rid;
+        call->parts[part].link = link;
+        link->in_flight++;
         pending_put(&b->pending, rid, call, part);
         return 0;
     case ERR_LIMIT:
@@ -44,7 +49,7 @@ static int call_admit(const struct gateway *gw, const struct params *params,
                       struct problem *problem)
 {
     size_t wanted = params->prompts_count * params->generate.n;
-    size_t bound = (size_t)gw->queued_max + gw->backend.max_running;
+    size_t bound = (size_t)gw->queued_max + backend_max_running(&gw->backend);
 
     if (wanted > bound)
         return problem_set(

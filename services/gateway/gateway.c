@@ -7,6 +7,7 @@
 #include "services/gateway/conn.h"
 #include "services/gateway/defaults.h"
 
+#include <errno.h>
 #include <netdb.h>
 #include <signal.h>
 #include <stdio.h>
@@ -15,6 +16,7 @@
 #include <sys/random.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
+#include <unistd.h>
 
 #define READ_BUF_BYTES 65536
 #define BACKLOG 1024
@@ -116,6 +118,22 @@ static void on_signal(uv_signal_t *handle, int number)
 
 /* ---- start ---- */
 
+/* Several gateways listen on one port: the kernel spreads connections among them. */
+static int port_share(struct gateway *gw, int family)
+{
+    int fd = socket(family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    int on = 1;
+
+    if (fd < 0 || setsockopt(fd, SOL_SOCKET, SO_REUSEPORT, &on, sizeof on)) {
+        int code = uv_translate_sys_error(errno);
+
+        if (fd >= 0)
+            (void)close(fd);
+        return code;
+    }
+    return uv_tcp_open(&gw->listener, fd);
+}
+
 static int gateway_bind(struct gateway *gw, struct err *err)
 {
     const char *host = options_str(gw->options, OPT_HOST);
@@ -130,7 +148,9 @@ static int gateway_bind(struct gateway *gw, struct err *err)
     rc = getaddrinfo(host, service, &hints, &found);
     if (rc)
         return err_set(err, ERR_INVALID, "--host %s: %s", host, gai_strerror(rc));
-    rc = uv_tcp_bind(&gw->listener, found->ai_addr, 0);
+    rc = options_int(gw->options, OPT_NUM_GATEWAY) > 1 ? port_share(gw, found->ai_family) : 0;
+    if (!rc)
+        rc = uv_tcp_bind(&gw->listener, found->ai_addr, 0);
     freeaddrinfo(found);
     if (!rc)
         rc = uv_listen((uv_stream_t *)&gw->listener, BACKLOG, on_connection);

@@ -12,8 +12,7 @@
         FIELD_U32("min_tokens", generate.sampling.min_tokens, 0, HIGH_min_tokens),                 \
         FIELD_OWN("seed", field_seed), FIELD_BOOL("stream", stream),                               \
         FIELD_OWN("stream_options", field_stream_options), FIELD_OWN("user", field_checked),       \
-        FIELD_BOOL("return_token_ids", return_ids),                                                \
-        FIELD_I64("best_of", best_of, 1, LIMIT_N)
+        FIELD_BOOL("return_token_ids", return_ids), FIELD_I64("best_of", best_of, 1, LIMIT_N)
 
 /* Known to OpenAI's clients or to those of SGLang and vLLM: refused by name, unless they ask for
  * what happens anyway. */

@@ -36,7 +36,7 @@ struct params {
     bool stream;
     bool stream_options; /* was given */
     bool include_usage;
-    bool return_ids; /* the ids of the tokens besides their text */
+    bool return_ids;               /* the ids of the tokens besides their text */
     bool logprobs;                 /* chat, /generate: asked for */
     int64_t top_logprobs;          /* chat, /generate; -1: not given */
     int64_t logprobs_count;        /* completions; -1: not given */

@@ -11,8 +11,8 @@ static void model_render(const struct gateway *gw, struct buf *out)
                (long long)gw->created_s);
     buf_json_string(out, gw->model, strlen(gw->model));
     buf_puts(out, ",\"parent\":null,\"max_model_len\":");
-    if (gw->backend.context_length)
-        buf_printf(out, "%u}", (unsigned)gw->backend.context_length);
+    if (backend_context_length(&gw->backend))
+        buf_printf(out, "%u}", (unsigned)backend_context_length(&gw->backend));
     else
         buf_puts(out, "null}");
 }

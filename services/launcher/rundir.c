@@ -4,6 +4,7 @@
 #include "common/file.h"
 #include "common/mem.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <ftw.h>
@@ -18,8 +19,10 @@
 #define OPEN_TRIES 10
 #define COMM_STORE "comm.store"
 
-static const char *const socket_names[] = {"tokenizer-0.ipc", "scheduler-0.ipc", "workers-0.ipc"};
-#define SOCKETS (sizeof socket_names / sizeof *socket_names)
+#define SOCKET_NAME_MAX "scheduler-00.ipc"
+
+static const char *const socket_kinds[] = {"tokenizer", "scheduler", "workers"};
+#define SOCKET_KINDS (sizeof socket_kinds / sizeof *socket_kinds)
 
 /* ---- the directory ---- */
 
@@ -47,12 +50,15 @@ static int rundir_check_length(const char *path, struct err *err)
 {
     size_t room = sizeof((struct sockaddr_un *)NULL)->sun_path - 1;
 
-    for (size_t i = 0; i < SOCKETS; i++)
-        if (strlen(path) + 1 + strlen(socket_names[i]) > room)
-            return err_set(err, ERR_LIMIT,
-                           "run directory %.200s: the path is longer than a socket's can be "
-                           "(%zu bytes), choose another --run-dir",
-                           path, room - strlen(socket_names[i]) - 1);
+    if (strlen(path) + sizeof SOCKET_NAME_MAX > room)
+        return err_set(err, ERR_LIMIT,
+                       "run directory %.200s: the path is longer than a socket's can be "
+                       "(%zu bytes), choose another --run-dir",
+                       path, room - sizeof SOCKET_NAME_MAX);
+    if (strchr(path, ','))
+        return err_set(
+            err, ERR_INVALID,
+            "run directory %.200s: a comma separates endpoints, choose another --run-dir", path);
     return 0;
 }
 
@@ -132,20 +138,54 @@ static int remove_entry(const char *path, const struct stat *st, int type, struc
     return 0;
 }
 
+/* KIND-NUMBER.ipc */
+static bool is_socket_name(const char *name)
+{
+    for (size_t i = 0; i < SOCKET_KINDS; i++) {
+        size_t len = strlen(socket_kinds[i]), digits;
+
+        if (strncmp(name, socket_kinds[i], len) != 0 || name[len] != '-')
+            continue;
+        digits = strspn(name + len + 1, "0123456789");
+        return digits > 0 && strcmp(name + len + 1 + digits, ".ipc") == 0;
+    }
+    return false;
+}
+
 /* Only what a run makes: a user may have named a directory that holds more. */
 static void rundir_clean(struct rundir *r)
 {
-    for (size_t i = 0; i < SOCKETS; i++)
-        (void)unlinkat(r->fd, socket_names[i], 0);
+    DIR *dir = opendir(r->path);
+    struct dirent *entry;
+
+    while (dir && (entry = readdir(dir)))
+        if (is_socket_name(entry->d_name))
+            (void)unlinkat(r->fd, entry->d_name, 0);
+    if (dir)
+        (void)closedir(dir);
     (void)nftw(r->comm_store, remove_entry, 8, FTW_PHYS | FTW_DEPTH);
 }
 
-static char *rundir_endpoint(const struct rundir *r, const char *name)
+char *rundir_endpoints(const struct rundir *r, const char *kind, int first, int count)
 {
     struct buf text = {0};
 
-    buf_printf(&text, "ipc://%s/%s", r->path, name);
+    for (int i = 0; i < count; i++)
+        buf_printf(&text, "%sipc://%s/%s-%d.ipc", i ? "," : "", r->path, kind, first + i);
     return buf_take(&text);
+}
+
+char *rundir_comm_store(const struct rundir *r, int replica, int epoch, struct err *err)
+{
+    struct buf path = {0};
+
+    buf_printf(&path, "%s/%d-%d", r->comm_store, replica, epoch);
+    if (mkdir(path.data, 0700)) {
+        (void)err_errno(err, ERR_IO, "%s", path.data);
+        buf_fini(&path);
+        return NULL;
+    }
+    return buf_take(&path);
 }
 
 /* ipc endpoints are given to processes and to ZeroMQ: absolute ones mean the same to all. */
@@ -181,9 +221,6 @@ int rundir_init(struct rundir *r, const char *path, int port, struct err *err)
         rundir_close(r); /* not ours: nothing to remove at the end */
         return rc;
     }
-    r->tokenizer_endpoint = rundir_endpoint(r, socket_names[0]);
-    r->scheduler_endpoint = rundir_endpoint(r, socket_names[1]);
-    r->worker_endpoint = rundir_endpoint(r, socket_names[2]);
     r->comm_store = file_join(r->path, COMM_STORE);
     rundir_clean(r);
     if (mkdirat(r->fd, COMM_STORE, 0700))
@@ -201,8 +238,5 @@ void rundir_fini(struct rundir *r)
     }
     rundir_close(r);
     free(r->path);
-    free(r->tokenizer_endpoint);
-    free(r->scheduler_endpoint);
-    free(r->worker_endpoint);
     free(r->comm_store);
 }

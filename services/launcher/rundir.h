@@ -8,10 +8,7 @@
 
 struct rundir {
     char *path;
-    char *tokenizer_endpoint; /* ipc:// for gateways */
-    char *scheduler_endpoint; /* for the tokenizer */
-    char *worker_endpoint;    /* for the ranks */
-    char *comm_store;         /* an empty folder */
+    char *comm_store; /* a folder for those of the rank groups */
     int fd;
     int lock_fd;
     bool made; /* by us: goes at the end */
@@ -21,6 +18,14 @@ struct rundir {
  * (0700) or checks that it is ours and closed to others, takes the lock (ERR_BUSY names the process
  * that has it) and removes what a killed run left. Release with rundir_fini also after an error. */
 int rundir_init(struct rundir *r, const char *path, int port, struct err *err);
+
+/* Endpoints ipc://DIR/KIND-first.ipc and the count - 1 that follow it, separated by commas; the
+ * caller's. kind: "tokenizer" (bound for gateways), "scheduler" (for tokenizers), "workers". */
+char *rundir_endpoints(const struct rundir *r, const char *kind, int first, int count);
+
+/* Makes an empty folder in which the ranks of a replica meet, a new one every epoch; the caller's
+ * path, NULL with err. */
+char *rundir_comm_store(const struct rundir *r, int replica, int epoch, struct err *err);
 
 /* Removes the sockets, the lock and, when we made it, the directory. */
 void rundir_fini(struct rundir *r);

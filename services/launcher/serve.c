@@ -1,6 +1,7 @@
 #include "services/launcher/serve.h"
 
 #include "common/buf.h"
+#include "common/clock.h"
 #include "common/file.h"
 #include "common/log.h"
 #include "common/mem.h"
@@ -19,7 +20,17 @@
 #define STOP_GRACE_MS 3500 /* asked to stop: all gone within 5 s */
 #define FAIL_GRACE_MS 1000 /* a child died: within 2 s */
 
+#define RESTARTS_MAX 5 /* of one replica within RESTARTS_US: more, and the node ends */
+#define RESTARTS_US 60000000
+
 enum { EXIT_FAILED = 1, EXIT_USAGE = 2 };
+
+/* One scheduler and its ranks: the supervisor's group of the same number. */
+struct replica {
+    int epoch;
+    int restarts; /* since window_us */
+    int64_t window_us;
+};
 
 struct serve {
     struct options options;
@@ -27,6 +38,8 @@ struct serve {
     struct rundir run;
     struct probe probe;
     struct supervisor children;
+    int gateways, tokenizers, ranks, replicas_count;
+    struct replica replicas[GROUPS_MAX];
     char *bin; /* the folder of this executable and its siblings */
 };
 
@@ -74,12 +87,31 @@ static int check_model(struct serve *s, struct err *err)
     return model_resolve(text, &s->model, err);
 }
 
+static int check_sizes(const struct serve *s, struct err *err)
+{
+    int count = s->gateways + s->tokenizers + s->replicas_count * (s->ranks + 1);
+
+    if (count > CHILDREN_MAX)
+        return err_set(
+            err, ERR_LIMIT,
+            "--dp-size %d, --tp-size %d, --num-tokenizer %d and --num-gateway %d make %d "
+            "processes: more than %d",
+            s->replicas_count, s->ranks, s->tokenizers, s->gateways, count, CHILDREN_MAX);
+    return 0;
+}
+
 /* The exit status, 0 when all is well so far. */
 static int serve_prepare(struct serve *s, struct err *err)
 {
     const char *host = options_str(&s->options, OPT_HOST);
     int port = (int)options_int(&s->options, OPT_PORT);
 
+    s->gateways = (int)options_int(&s->options, OPT_NUM_GATEWAY);
+    s->tokenizers = (int)options_int(&s->options, OPT_NUM_TOKENIZER);
+    s->ranks = (int)options_int(&s->options, OPT_TP_SIZE);
+    s->replicas_count = (int)options_int(&s->options, OPT_DP_SIZE);
+    if (check_sizes(s, err))
+        return EXIT_USAGE;
     if (check_model(s, err) || probe_init(&s->probe, host, port, err))
         return EXIT_USAGE;
     if (find_siblings(s, err))
@@ -100,6 +132,15 @@ static const char *served_name(const struct serve *s)
     return *name ? name : s->model.name;
 }
 
+static void add_endpoints(struct serve *s, struct words *argv, enum option id, const char *kind,
+                          int first, int count)
+{
+    char *endpoints = rundir_endpoints(&s->run, kind, first, count);
+
+    words_add(argv, "--%s=%s", option_name(id), endpoints);
+    free(endpoints);
+}
+
 /* The words every executable of that letter gets. */
 static void add_common(struct serve *s, struct words *argv, const char *name, char who)
 {
@@ -109,50 +150,137 @@ static void add_common(struct serve *s, struct words *argv, const char *name, ch
         words_add(argv, "--model-path=%s", s->model.path);
     if (option_taken_by(OPT_SERVED_MODEL_NAME, who))
         words_add(argv, "--served-model-name=%s", served_name(s));
-    if (option_taken_by(OPT_TOKENIZER_ENDPOINT, who))
-        words_add(argv, "--tokenizer-endpoint=%s", s->run.tokenizer_endpoint);
-    if (option_taken_by(OPT_SCHEDULER_ENDPOINT, who))
-        words_add(argv, "--scheduler-endpoint=%s", s->run.scheduler_endpoint);
-    if (option_taken_by(OPT_WORKER_ENDPOINT, who))
-        words_add(argv, "--worker-endpoint=%s", s->run.worker_endpoint);
-    if (option_taken_by(OPT_EPOCH, who))
-        words_add(argv, "--epoch=1");
 }
 
-static int start_child(struct serve *s, const char *role, int index, char who, struct err *err)
+/* argv is released. */
+static int start_words(struct serve *s, const char *name, int group, struct words *argv,
+                       const char *key, struct err *err)
 {
-    const char *key = who == 'g' ? options_str(&s->options, OPT_API_KEY) : "";
-    struct words argv = {0};
     struct words envp = {0};
-    char name[32];
     int rc;
 
-    (void)snprintf(name, sizeof name, "%s-%d", role, index);
+    words_add_environment(&envp, key);
+    rc = supervisor_start(&s->children, name, group, argv->list, envp.list, err);
+    words_fini(argv);
+    words_fini(&envp);
+    return rc;
+}
+
+static struct words child_words(struct serve *s, const char *role, int index, char who, char *name,
+                                size_t size)
+{
+    struct words argv = {0};
+
+    (void)snprintf(name, size, "%s-%d", role, index);
     words_add(&argv, "%s/phalanx-%s", s->bin, role);
     add_common(s, &argv, name, who);
-    if (option_taken_by(OPT_RANK, who))
-        words_add(&argv, "--rank=%d", index);
-    if (option_taken_by(OPT_COMM_STORE, who))
-        words_add(&argv, "--comm-store=%s", s->run.comm_store);
-    words_add_environment(&envp, key);
-    rc = supervisor_start(&s->children, name, argv.list, envp.list, err);
-    words_fini(&argv);
-    words_fini(&envp);
+    return argv;
+}
+
+static int start_gateway(struct serve *s, int index, struct err *err)
+{
+    char name[32];
+    struct words argv = child_words(s, "gateway", index, 'g', name, sizeof name);
+
+    add_endpoints(s, &argv, OPT_TOKENIZER_ENDPOINT, "tokenizer", 0, s->tokenizers);
+    return start_words(s, name, GROUP_ALL, &argv, options_str(&s->options, OPT_API_KEY), err);
+}
+
+static int start_tokenizer(struct serve *s, int index, struct err *err)
+{
+    char name[32];
+    struct words argv = child_words(s, "tokenizer", index, 't', name, sizeof name);
+
+    add_endpoints(s, &argv, OPT_TOKENIZER_ENDPOINT, "tokenizer", index, 1);
+    add_endpoints(s, &argv, OPT_SCHEDULER_ENDPOINT, "scheduler", 0, s->replicas_count);
+    return start_words(s, name, GROUP_ALL, &argv, "", err);
+}
+
+static int start_scheduler(struct serve *s, int replica, struct err *err)
+{
+    char name[32];
+    struct words argv = child_words(s, "scheduler", replica, 's', name, sizeof name);
+
+    add_endpoints(s, &argv, OPT_SCHEDULER_ENDPOINT, "scheduler", replica, 1);
+    add_endpoints(s, &argv, OPT_WORKER_ENDPOINT, "workers", replica, 1);
+    words_add(&argv, "--epoch=%d", s->replicas[replica].epoch);
+    return start_words(s, name, replica, &argv, "", err);
+}
+
+/* Ranks of all replicas are counted through in their names. */
+static int start_worker(struct serve *s, int replica, int rank, const char *comm_store,
+                        struct err *err)
+{
+    char name[32];
+    struct words argv = child_words(s, "worker", replica * s->ranks + rank, 'w', name, sizeof name);
+
+    add_endpoints(s, &argv, OPT_WORKER_ENDPOINT, "workers", replica, 1);
+    words_add(&argv, "--epoch=%d", s->replicas[replica].epoch);
+    words_add(&argv, "--rank=%d", rank);
+    words_add(&argv, "--comm-store=%s", comm_store);
+    return start_words(s, name, replica, &argv, "", err);
+}
+
+/* A scheduler and its ranks, with the next epoch. */
+static int start_replica(struct serve *s, int replica, struct err *err)
+{
+    char *comm_store = rundir_comm_store(&s->run, replica, ++s->replicas[replica].epoch, err);
+    int rc = comm_store ? start_scheduler(s, replica, err) : err->code;
+
+    for (int rank = 0; rank < s->ranks && !rc; rank++)
+        rc = start_worker(s, replica, rank, comm_store, err);
+    free(comm_store);
     return rc;
 }
 
 static int start_all(struct serve *s, struct err *err)
 {
-    int ranks = (int)options_int(&s->options, OPT_TP_SIZE);
-    int rc = start_child(s, "scheduler", 0, 's', err);
+    int rc = 0;
 
-    for (int rank = 0; rank < ranks && !rc; rank++)
-        rc = start_child(s, "worker", rank, 'w', err);
-    if (!rc)
-        rc = start_child(s, "tokenizer", 0, 't', err);
-    if (!rc)
-        rc = start_child(s, "gateway", 0, 'g', err);
+    for (int i = 0; i < s->replicas_count && !rc; i++)
+        rc = start_replica(s, i, err);
+    for (int i = 0; i < s->tokenizers && !rc; i++)
+        rc = start_tokenizer(s, i, err);
+    for (int i = 0; i < s->gateways && !rc; i++)
+        rc = start_gateway(s, i, err);
     return rc;
+}
+
+/* A replica that died starts anew while others serve; false: that does not help. */
+static bool restart_replica(struct serve *s, int index)
+{
+    struct replica *replica = &s->replicas[index];
+    int64_t now_us = clock_mono_us();
+    struct err err = {0};
+
+    if (now_us - replica->window_us > RESTARTS_US) {
+        replica->window_us = now_us;
+        replica->restarts = 0;
+    }
+    if (replica->restarts++ == RESTARTS_MAX) {
+        log_say("phalanx: replica %d died %d times within %d s", index, RESTARTS_MAX + 1,
+                RESTARTS_US / 1000000);
+        return false;
+    }
+    supervisor_kill_group(&s->children, index);
+    if (start_replica(s, index, &err)) {
+        log_say("phalanx: replica %d: %s", index, err.msg);
+        return false;
+    }
+    log_say("phalanx: replica %d starts again (epoch %d)", index, replica->epoch);
+    return true;
+}
+
+/* The lone replica, and whatever all need, is the node: its death ends all. So does a death before
+ * the server has ever been ready. */
+static bool survive(struct serve *s, const struct supervisor_report *report)
+{
+    bool alive = s->replicas_count > 1 && s->probe.ready && !report->vital;
+
+    for (int i = 0; i < s->replicas_count && alive; i++)
+        if (report->groups & UINT32_C(1) << i)
+            alive = restart_replica(s, i);
+    return alive;
 }
 
 /* ---- running ---- */
@@ -195,6 +323,8 @@ static int serve_run(struct serve *s)
             return 0;
         case SUPERVISOR_DEATH:
             log_say("phalanx: %s", report.text);
+            if (survive(s, &report))
+                break;
             supervisor_stop(&s->children, FAIL_GRACE_MS);
             return EXIT_FAILED;
         case SUPERVISOR_EXTRA:
@@ -214,7 +344,10 @@ static int serve_start(struct serve *s, struct err *err)
     int rc = supervisor_init(&s->children, err);
 
     log_say("Phalanx %s: %s on device %s, tensor parallelism %d", PHALANX_VERSION, served_name(s),
-            options_str(&s->options, OPT_DEVICE), (int)options_int(&s->options, OPT_TP_SIZE));
+            options_str(&s->options, OPT_DEVICE), s->ranks);
+    if (s->replicas_count > 1 || s->tokenizers > 1 || s->gateways > 1)
+        log_say("replicas %d, tokenizers %d, gateways %d", s->replicas_count, s->tokenizers,
+                s->gateways);
     if (!rc)
         rc = start_all(s, err);
     if (rc) {

@@ -109,15 +109,19 @@ static int child_fork(struct child *child, char *const *argv, char *const *envp,
     return 0;
 }
 
-int supervisor_start(struct supervisor *s, const char *name, char *const *argv, char *const *envp,
-                     struct err *err)
+int supervisor_start(struct supervisor *s, const char *name, int group, char *const *argv,
+                     char *const *envp, struct err *err)
 {
-    struct child *child = &s->children[s->count];
+    struct child *child = s->children;
     int rc;
 
-    if (s->count == CHILDREN_MAX)
+    while (child < s->children + s->count && child->pidfd >= 0)
+        child++;
+    if (child == s->children + CHILDREN_MAX)
         return err_set(err, ERR_LIMIT, "more than %d processes", CHILDREN_MAX);
     (void)snprintf(child->name, sizeof child->name, "%s", name);
+    child->group = group;
+    child->pidfd = -1;
     rc = child_fork(child, argv, envp, err);
     if (rc)
         return rc;
@@ -128,7 +132,8 @@ int supervisor_start(struct supervisor *s, const char *name, char *const *argv, 
         (void)waitpid(child->pid, NULL, 0);
         return rc;
     }
-    s->count++;
+    if (child == s->children + s->count)
+        s->count++;
     return 0;
 }
 
@@ -175,6 +180,10 @@ static bool supervisor_reap(struct supervisor *s, struct supervisor_report *repo
             by_signal = info.si_code != CLD_EXITED;
         }
         any = true;
+        if (child->group == GROUP_ALL)
+            report->vital = true;
+        else
+            report->groups |= UINT32_C(1) << child->group;
     }
     return any;
 }
@@ -247,6 +256,20 @@ static void supervisor_drain(struct supervisor *s, int wait_ms, bool until_signa
         if (supervisor_wait(s, NULL, (int)left_ms, &report) == SUPERVISOR_SIGNAL && until_signal &&
             clock_mono_us() - start > REPEAT_MS * 1000)
             return;
+    }
+}
+
+void supervisor_kill_group(struct supervisor *s, int group)
+{
+    for (size_t i = 0; i < s->count; i++) {
+        struct child *child = &s->children[i];
+
+        if (child->group != group || child->pidfd < 0)
+            continue;
+        (void)kill(-child->pid, SIGKILL);
+        (void)waitpid(child->pid, NULL, 0);
+        (void)close(child->pidfd);
+        child->pidfd = -1;
     }
 }
 
