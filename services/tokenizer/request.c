@@ -131,7 +131,6 @@ void request_sequences(struct request *r, const struct tokenizer *t, uint64_t fi
         q->sid = first_sid + i;
         q->request = r;
         q->choice = i;
-        q->live = true;
         detok_init(&q->detok, t, r->stops, r->generate.stops_count, r->generate.skip_special_tokens,
                    continues);
     }

@@ -5,6 +5,7 @@
 #include "proto/bus.h"
 #include "services/tokenizer/chat.h"
 #include "services/tokenizer/detok.h"
+#include "services/tokenizer/replicas.h"
 #include "services/tokenizer/tokenizer.h"
 
 #include <uthash.h>
@@ -37,8 +38,9 @@ struct request {
     struct proto_arena arena;
     struct detok_stop *stops;
     struct ids prompt;
-    struct buf echo; /* the prompt's text when it is to be echoed */
-    uint32_t live;   /* sequences not yet ended */
+    struct replica *replica; /* NULL: not yet chosen */
+    struct buf echo;         /* the prompt's text when it is to be echoed */
+    uint32_t live;           /* sequences not yet ended */
     struct sequence *sequences;
 
     /* Encoding, on another thread until `encoding` is false again. */

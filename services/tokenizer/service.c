@@ -28,19 +28,15 @@ struct service {
     const char *name;
     struct tokenizer *tokenizer;
     struct chat *chat;
-    struct bus *gateways, *schedulers;
-    struct bus_peer *scheduler; /* NULL while not connected */
+    struct bus *gateways;
+    struct replicas replicas;
     struct request *requests;   /* by key */
     struct sequence *sequences; /* by sid */
     uint64_t next_sid;
-    struct proto_state state;
-    char device[16];
     struct metrics metrics;
     uv_timer_t stats_timer;
     uv_signal_t sigterm, sigint;
     struct outbox *outboxes;
-    struct proto_arena stats_arena; /* the scheduler's last STATS */
-    const struct proto_stats *scheduler_stats;
     int status;
     struct err err;
 };
@@ -59,6 +55,14 @@ static void send_failed(struct service *s, struct bus_peer *gateway, uint64_t ri
                  err.msg);
 }
 
+/* The scheduler sends no more of it. */
+static void sequence_close(struct sequence *q)
+{
+    if (q->live)
+        replica_ended(q->request->replica);
+    q->live = false;
+}
+
 /* Ends a request here; the scheduler is told about sequences it still runs. */
 static void request_end(struct service *s, struct request *r, const char *reason)
 {
@@ -69,8 +73,9 @@ static void request_end(struct service *s, struct request *r, const char *reason
         struct sequence *q = &r->sequences[i];
 
         HASH_DEL(s->sequences, q);
-        if (q->live && s->scheduler)
-            (void)bus_send(s->scheduler, PROTO_ABORT, q->sid, &abort_message, NULL);
+        if (q->live && r->replica->peer)
+            (void)bus_send(r->replica->peer, PROTO_ABORT, q->sid, &abort_message, NULL);
+        sequence_close(q);
     }
     if (r->encoding)
         r->gone = true; /* freed when the thread is done with it */
@@ -88,17 +93,9 @@ static void request_fail(struct service *s, struct request *r, uint32_t status, 
 
 /* ---- requests from gateways ---- */
 
-static void request_submit(struct service *s, struct request *r)
+/* Its prompt is known. */
+static void request_open(struct service *s, struct request *r)
 {
-    struct proto_submit submit = {.prompt = r->prompt.data,
-                                  .prompt_count = (uint32_t)r->prompt.len,
-                                  .sampling = r->generate.sampling,
-                                  .trace_id = r->generate.trace_id};
-
-    if (!s->scheduler) {
-        request_fail(s, r, 503, "the scheduler is not connected", "", "unavailable");
-        return;
-    }
     metric_add(&s->metrics, METRIC_TOKENIZER_TOKENS_IN, (double)r->prompt.len);
     request_sequences(r, s->tokenizer, s->next_sid);
     s->next_sid += r->generate.n;
@@ -107,11 +104,32 @@ static void request_submit(struct service *s, struct request *r)
 
         HASH_ADD(hh, s->sequences, sid, sizeof q->sid, q);
     }
+}
+
+/* To the scheduler of choice; again when that one went away. */
+static void request_submit(struct service *s, struct request *r)
+{
+    struct proto_submit submit = {.prompt = r->prompt.data,
+                                  .prompt_count = (uint32_t)r->prompt.len,
+                                  .sampling = r->generate.sampling,
+                                  .trace_id = r->generate.trace_id};
+
+    r->replica = replicas_choose(&s->replicas, r->prompt.data, r->prompt.len);
+    if (!r->replica) {
+        request_fail(s, r, 503, "no scheduler is ready", "", "unavailable");
+        return;
+    }
+    if (!r->sequences)
+        request_open(s, r);
+    for (uint32_t i = 0; i < r->generate.n; i++) {
+        r->sequences[i].live = true;
+        replica_began(r->replica);
+    }
     for (uint32_t i = 0; i < r->generate.n; i++) {
         struct err err;
 
         submit.sampling.seed = r->generate.sampling.seed + i;
-        if (bus_send(s->scheduler, PROTO_SUBMIT, r->sequences[i].sid, &submit, &err)) {
+        if (bus_send(r->replica->peer, PROTO_SUBMIT, r->sequences[i].sid, &submit, &err)) {
             request_fail(s, r, 503, err.msg, "", "unavailable");
             return;
         }
@@ -159,7 +177,7 @@ static void on_generate(struct service *s, struct bus_peer *peer, const struct p
     struct request *r, *old;
     struct err err;
 
-    if (!s->state.ready) {
+    if (!replicas_state(&s->replicas).ready) {
         send_failed(s, peer, header->id, 503, proto_str("the model is not ready"), proto_str(""),
                     proto_str("unavailable"));
         return;
@@ -215,8 +233,7 @@ static void on_gateway_message(void *ctx, struct bus_peer *peer, const struct pr
             request_end(s, r, "client went away");
         break;
     case PROTO_FLUSH:
-        if (s->scheduler)
-            (void)bus_send(s->scheduler, PROTO_FLUSH, 0, message, NULL);
+        replicas_flush(&s->replicas, message);
         break;
     default:
         log_warn("gateway=%s sent %s, which is not for a tokenizer", bus_peer_name(peer),
@@ -227,8 +244,9 @@ static void on_gateway_message(void *ctx, struct bus_peer *peer, const struct pr
 static void on_gateway_up(void *ctx, struct bus_peer *peer)
 {
     struct service *s = ctx;
+    struct proto_state state = replicas_state(&s->replicas);
 
-    (void)bus_send(peer, PROTO_STATE, 0, &s->state, NULL);
+    (void)bus_send(peer, PROTO_STATE, 0, &state, NULL);
 }
 
 static void on_gateway_down(void *ctx, struct bus_peer *peer, const char *reason)
@@ -331,13 +349,13 @@ static void sequence_end(struct service *s, struct sequence *q)
 {
     struct request *r = q->request;
 
-    q->live = false;
+    sequence_close(q);
     if (--r->live == 0)
         request_end(s, r, "done");
 }
 
 /* One token of one sequence becomes a chunk. */
-static void on_token(struct service *s, const struct proto_token *token)
+static void on_token(struct service *s, const struct replica *from, const struct proto_token *token)
 {
     struct sequence *q;
     struct request *r;
@@ -346,7 +364,7 @@ static void on_token(struct service *s, const struct proto_token *token)
     int stop = -1;
 
     HASH_FIND(hh, s->sequences, &token->sid, sizeof token->sid, q);
-    if (!q || !q->live || token->index < q->completion_tokens)
+    if (!q || !q->live || q->request->replica != from || token->index < q->completion_tokens)
         return; /* ended or aborted meanwhile, or a repeat */
     r = q->request;
     if (token->index > q->completion_tokens) {
@@ -410,16 +428,17 @@ static void end_finished(struct service *s, struct outbox *box)
         if (!r)
             continue;
         q = &r->sequences[c->choice];
-        if (c->stop_text.len && s->scheduler)
-            (void)bus_send(s->scheduler, PROTO_ABORT, q->sid, &abort_message, NULL);
+        if (c->stop_text.len && r->replica->peer)
+            (void)bus_send(r->replica->peer, PROTO_ABORT, q->sid, &abort_message, NULL);
         sequence_end(s, q);
     }
 }
 
-static void on_tokens(struct service *s, const struct proto_tokens *tokens)
+static void on_tokens(struct service *s, const struct replica *from,
+                      const struct proto_tokens *tokens)
 {
     for (uint32_t i = 0; i < tokens->tokens_count; i++)
-        on_token(s, &tokens->tokens[i]);
+        on_token(s, from, &tokens->tokens[i]);
     flush_outboxes(s);
     while (s->outboxes) { /* chunks borrow stop strings from requests: those end after sending */
         struct outbox *box = s->outboxes;
@@ -433,24 +452,15 @@ static void on_tokens(struct service *s, const struct proto_tokens *tokens)
     }
 }
 
-/* ---- the scheduler's link ---- */
+/* ---- the schedulers' links ---- */
 
 static void state_send(struct service *s)
 {
+    struct proto_state state = replicas_state(&s->replicas);
+
     for (struct bus_peer *p = bus_next_peer(s->gateways, NULL); p;
          p = bus_next_peer(s->gateways, p))
-        (void)bus_send(p, PROTO_STATE, 0, &s->state, NULL);
-}
-
-static void on_state(struct service *s, const struct proto_state *state)
-{
-    size_t n = state->device.len < sizeof s->device ? state->device.len : sizeof s->device;
-
-    memcpy(s->device, state->device.data, n);
-    s->state = *state;
-    s->state.device = (struct proto_str){s->device, n};
-    s->state.reason = proto_str(state->ready ? "" : "loading");
-    state_send(s);
+        (void)bus_send(p, PROTO_STATE, 0, &state, NULL);
 }
 
 static void stats_send(struct service *s)
@@ -461,57 +471,46 @@ static void stats_send(struct service *s)
 
     metrics_sample_process(&s->metrics);
     sources[0] = stats_source(&s->metrics, s->name, own);
-    for (uint32_t i = 0;
-         s->scheduler_stats && i < s->scheduler_stats->sources_count && stats.sources_count < 256;
-         i++)
-        sources[stats.sources_count++] = s->scheduler_stats->sources[i];
+    stats.sources_count = replicas_sources(&s->replicas, sources, 1, 256);
     for (struct bus_peer *p = bus_next_peer(s->gateways, NULL); p;
          p = bus_next_peer(s->gateways, p))
         (void)bus_send(p, PROTO_STATS, 0, &stats, NULL);
 }
 
-/* Keeps a copy: it is sent on again with our own numbers every second. */
-static void on_stats(struct service *s, const struct proto_header *header,
-                     const struct proto_stats *stats)
+static void on_sequence_failed(struct service *s, const struct replica *from, uint64_t sid,
+                               const struct proto_failed *failed)
 {
-    struct proto_header copy_header;
-    struct buf copy = {0};
-    void *message;
+    struct sequence *q;
 
-    s->scheduler_stats = NULL;
-    proto_arena_clear(&s->stats_arena);
-    if (!proto_encode(header, stats, &copy, NULL) &&
-        !proto_decode(copy.data, copy.len, &s->stats_arena, &copy_header, &message, NULL))
-        s->scheduler_stats = message;
-    buf_fini(&copy);
-    stats_send(s);
+    HASH_FIND(hh, s->sequences, &sid, sizeof sid, q);
+    if (!q || !q->live || q->request->replica != from)
+        return;
+    sequence_close(q);
+    send_failed(s, q->request->key.gateway, q->request->key.rid, failed->status, failed->message,
+                failed->param, failed->code);
+    request_end(s, q->request, "another choice failed");
 }
 
 static void on_scheduler_message(void *ctx, struct bus_peer *peer,
                                  const struct proto_header *header, const void *message)
 {
-    struct service *s = ctx;
-    const struct proto_failed *failed = message;
-    struct sequence *q;
+    struct replica *from = ctx;
+    struct service *s = from->service;
 
     switch (header->type) {
     case PROTO_TOKENS:
-        on_tokens(s, message);
+        on_tokens(s, from, message);
         break;
     case PROTO_STATE:
-        on_state(s, message);
+        replica_state(from, message);
+        state_send(s);
         break;
     case PROTO_STATS:
-        on_stats(s, header, message);
+        replica_stats(from, header, message);
+        stats_send(s);
         break;
     case PROTO_FAILED:
-        HASH_FIND(hh, s->sequences, &header->id, sizeof header->id, q);
-        if (!q)
-            break;
-        q->live = false;
-        send_failed(s, q->request->key.gateway, q->request->key.rid, failed->status,
-                    failed->message, failed->param, failed->code);
-        request_end(s, q->request, "another choice failed");
+        on_sequence_failed(s, from, header->id, message);
         break;
     default:
         log_warn("scheduler=%s sent %s, which is not for a tokenizer", bus_peer_name(peer),
@@ -521,27 +520,50 @@ static void on_scheduler_message(void *ctx, struct bus_peer *peer,
 
 static void on_scheduler_up(void *ctx, struct bus_peer *peer)
 {
-    ((struct service *)ctx)->scheduler = peer;
+    replica_up(ctx, peer);
+}
+
+/* Nobody has seen anything of it yet: another replica may take it as it is. */
+static bool request_untouched(const struct request *r)
+{
+    for (uint32_t i = 0; i < r->generate.n; i++)
+        if (r->sequences[i].completion_tokens)
+            return false;
+    return true;
 }
 
 static void on_scheduler_down(void *ctx, struct bus_peer *peer, const char *reason)
 {
-    struct service *s = ctx;
+    struct replica *gone = ctx;
+    struct service *s = gone->service;
     struct request *r, *next;
+    unsigned ended = 0, moved = 0;
+    bool others;
 
-    log_warn("scheduler=%s is gone (%s), requests ended: %u", bus_peer_name(peer), reason,
-             HASH_COUNT(s->requests));
-    s->scheduler = NULL;
-    s->state.ready = false;
-    s->state.reason = proto_str("the scheduler is gone");
+    replica_down(&s->replicas, gone);
+    others = replicas_state(&s->replicas).ready;
     state_send(s);
     HASH_ITER(hh, s->requests, r, next)
-    request_fail(s, r, 503, "the scheduler went away", "", "unavailable");
+    {
+        if (r->replica != gone)
+            continue;
+        for (uint32_t i = 0; i < r->generate.n; i++)
+            sequence_close(&r->sequences[i]);
+        if (others && request_untouched(r)) {
+            request_submit(s, r);
+            moved++;
+        } else {
+            request_fail(s, r, 503, "the scheduler went away", "", "unavailable");
+            ended++;
+        }
+    }
+    log_warn("scheduler=%s is gone (%s), requests ended: %u, moved: %u", bus_peer_name(peer),
+             reason, ended, moved);
 }
 
 static void on_scheduler_refused(void *ctx, const char *reason)
 {
-    struct service *s = ctx;
+    struct service *s = ((struct replica *)ctx)->service;
 
     s->status = err_set(&s->err, ERR_PROTOCOL, "the scheduler refused us: %s", reason);
     uv_stop(&s->loop);
@@ -577,11 +599,11 @@ static int open_buses(struct service *s, const struct service_config *config, st
 
     if (rc)
         return rc;
-    out.endpoint = config->scheduler_endpoint;
     out.accepts = NULL;
     out.on = (struct bus_callbacks){on_scheduler_up, on_scheduler_message, on_scheduler_down,
                                     on_scheduler_refused};
-    return bus_connect(&out, &s->schedulers, err);
+    return replicas_open(&s->replicas, s, config->scheduler_endpoint, config->dispatch_policy, &out,
+                         err);
 }
 
 int tokenizer_service_new(const struct service_config *config, struct service **out,
@@ -594,7 +616,6 @@ int tokenizer_service_new(const struct service_config *config, struct service **
     *out = s;
     s->name = config->name;
     s->next_sid = 1;
-    s->state.reason = proto_str("loading");
     (void)uv_loop_init(&s->loop);
     if ((rc = tokenizer_load(config->model_dir, &s->tokenizer, err)) ||
         (rc = chat_load(config->model_dir, s->tokenizer, &s->chat, err)) ||
@@ -635,18 +656,18 @@ void tokenizer_service_free(struct service **self)
 
     if (!s)
         return;
-    s->scheduler = NULL; /* it aborts what was ours when the link goes down */
+    for (uint32_t i = 0; i < s->replicas.count; i++)
+        s->replicas.list[i].peer = NULL; /* they abort what was ours when the link goes down */
     HASH_ITER(hh, s->requests, r, next)
     request_end(s, r, "shutting down");
     if (s->gateways)
         bus_close(&s->gateways);
-    if (s->schedulers)
-        bus_close(&s->schedulers);
+    replicas_close(&s->replicas);
     while (uv_run(&s->loop, UV_RUN_NOWAIT) && uv_loop_alive(&s->loop))
         uv_walk(&s->loop, close_handle, NULL);
     (void)uv_run(&s->loop, UV_RUN_DEFAULT);
     (void)uv_loop_close(&s->loop);
-    proto_arena_fini(&s->stats_arena);
+    replicas_fini(&s->replicas);
     chat_free(&s->chat);
     tokenizer_free(&s->tokenizer);
     free(s);

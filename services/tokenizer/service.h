@@ -1,5 +1,5 @@
-/* The tokenizer process: requests from gateways become sequences for the scheduler, tokens from
- * the scheduler become text for gateways.
+/* The tokenizer process: requests from gateways become sequences for the schedulers, tokens from
+ * these become text for gateways.
  *
  * Encoding runs on libuv's thread pool, so a huge prompt never delays another request's tokens. */
 #ifndef PHALANX_TOKENIZER_SERVICE_H
@@ -13,7 +13,8 @@ struct service_config {
     const char *name; /* "tokenizer-0" */
     const char *model_dir;
     const char *endpoint;           /* bound for gateways */
-    const char *scheduler_endpoint; /* connected to */
+    const char *scheduler_endpoint; /* connected to; one a replica, separated by commas */
+    const char *dispatch_policy;
     double heartbeat_timeout_s;
 };
 
@@ -21,7 +22,7 @@ struct service_config {
 int tokenizer_service_new(const struct service_config *config, struct service **out,
                           struct err *err);
 
-/* Runs until SIGTERM or SIGINT (0), or until the scheduler refuses us (ERR_PROTOCOL). */
+/* Runs until SIGTERM or SIGINT (0), or until a scheduler refuses us (ERR_PROTOCOL). */
 int tokenizer_service_run(struct service *s, struct err *err);
 void tokenizer_service_free(struct service **self);
 
