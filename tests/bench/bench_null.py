@@ -90,7 +90,7 @@ def private_bytes(pids):
     return total
 
 
-def run(binaries, streams, tokens, step_us, extra, instructions):
+def run(binaries, streams, tokens, step_us, extra):
     replicas = max(1, -(-streams // SLOTS_MAX))
     args = ["--dp-size", replicas, "--max-running-requests", min(streams, SLOTS_MAX),
             "--context-length", 65536, "--null-step-us", step_us, *extra]
@@ -111,12 +111,6 @@ def run(binaries, streams, tokens, step_us, extra, instructions):
             while not ended.wait(0.5):
                 peak[0] = max(peak[0], private_bytes(pids["gateway"]))
 
-        counter = None
-        if instructions:
-            every = ",".join(str(p) for ps in pids.values() for p in ps)
-            counter = subprocess.Popen(["perf", "stat", "-x", ",", "-e", "instructions:u,instructions:k",
-                                        "-p", every], stderr=subprocess.PIPE, text=True)
-            time.sleep(0.3)
         thread = threading.Thread(target=watch)
         thread.start()
         done = subprocess.run([*client, "--streams", str(streams), "--tokens", str(tokens),
@@ -125,9 +119,6 @@ def run(binaries, streams, tokens, step_us, extra, instructions):
         thread.join()
         result = json.loads(done.stdout)
         after = {k: cpu_us(p) for k, p in pids.items()}
-        if counter:
-            counter.send_signal(signal.SIGINT)
-            result["perf"] = [line.split(",")[0:3:2] for line in counter.communicate()[1].splitlines()]
     finally:
         server.stop()
     used = {k: after[k] - before[k] for k in KINDS}
@@ -144,7 +135,6 @@ def main():
     parser.add_argument("--streams", default="1,256,10000")
     parser.add_argument("--tokens", type=int, default=0, help="a stream; default: enough for a few seconds")
     parser.add_argument("--step-us", type=int, default=None, help="of a step; default: 0")
-    parser.add_argument("--instructions", action="store_true", help="count them too (perf stat)")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("extra", nargs="*", help="after --: more options of serve")
     args = parser.parse_args()
@@ -154,7 +144,7 @@ def main():
     for streams in map(int, args.streams.split(",")):
         tokens = args.tokens or max(20, min(20000, 1000000 // streams))
         step_us = args.step_us if args.step_us is not None else 0
-        result = run(binaries, streams, tokens, step_us, args.extra, args.instructions)
+        result = run(binaries, streams, tokens, step_us, args.extra)
         bad = bad or result["wrong"] or result["failed"] or result["lost"]
         if args.json:
             print(json.dumps(result), flush=True)
@@ -166,9 +156,6 @@ def main():
               f"failed {result['failed']}; gap p50 {result['gap_ms_p50']:.0f} ms, p99 "
               f"{result['gap_ms_p99']:.0f} ms, most {result['gap_ms_max']:.0f} ms; "
               f"{result['gateway_bytes_a_connection']} bytes a connection at the gateways", flush=True)
-        if "perf" in result:
-            print("  instructions a token:", ", ".join(
-                f"{name} {int(n) / result['tokens']:.0f}" for n, name in result["perf"] if n.isdigit()))
     sys.exit(bool(bad))
 
 

@@ -75,6 +75,13 @@ static double quantile(const uint64_t *buckets, double q)
     return 0;
 }
 
+static int compare_ids(const void *a, const void *b)
+{
+    uint32_t x = *(const uint32_t *)a, y = *(const uint32_t *)b;
+
+    return (x > y) - (x < y);
+}
+
 /* ---- opening ---- */
 
 static int stream_connect(const struct bench *b, bool slow)
@@ -348,6 +355,7 @@ int main(int argc, char **argv)
     b->model = "demo-model";
     b->opening_max = 200;
     options_read(b, argc, argv);
+    qsort(b->eos, b->eos_count, sizeof *b->eos, compare_ids);
     if (getrlimit(RLIMIT_NOFILE, &limit) == 0) {
         limit.rlim_cur = limit.rlim_max;
         (void)setrlimit(RLIMIT_NOFILE, &limit);
