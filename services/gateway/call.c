@@ -255,12 +255,22 @@ static void choice_write(struct call *call, uint32_t index)
         buf_clear(&call->choices[index].lists[k]);
 }
 
+/* Unsent bytes from which on a stream gathers its tokens: its share of what all may have. */
+static size_t write_pause(const struct gateway *gw)
+{
+    size_t share = HTTP_UNSENT_BYTES_MAX / (gw->calls_count + 1);
+
+    if (share > HTTP_WRITE_PAUSE_BYTES)
+        return HTTP_WRITE_PAUSE_BYTES;
+    return share > HTTP_WRITE_SHARE_MIN ? share : HTTP_WRITE_SHARE_MIN;
+}
+
 void call_resume(struct call *call)
 {
     if (!call->paused && call->open)
         return;
     for (uint32_t i = 0; i < call->choices_count && call->stream; i++)
-        if (call->choices[i].held && conn_unsent(call->conn) < HTTP_WRITE_PAUSE_BYTES)
+        if (call->choices[i].held && conn_unsent(call->conn) < write_pause(call->gw))
             choice_write(call, i);
     for (uint32_t i = 0; i < call->choices_count && call->stream; i++)
         if (call->choices[i].held)
@@ -293,7 +303,7 @@ void call_chunk(struct call *call, uint32_t part, const struct proto_chunk *chun
     if (!call->parts[part].open)
         call_part_over(call, part);
     if (call->stream && choice->held) {
-        if (conn_unsent(call->conn) < HTTP_WRITE_PAUSE_BYTES) {
+        if (conn_unsent(call->conn) < write_pause(call->gw)) {
             choice_write(call, index);
         } else {
             call->paused = true;

@@ -436,6 +436,17 @@ void conn_tick(struct conn *c, int64_t now_us)
 
 /* ---- new ones ---- */
 
+/* A reader that is behind fills our memory, where it is bounded and seen, not the kernel's. */
+static void socket_bound(struct conn *c)
+{
+    int bytes = HTTP_SOCKET_UNSENT_BYTES;
+    uv_os_fd_t fd;
+
+    (void)uv_tcp_nodelay(&c->tcp, 1);
+    if (!uv_fileno((const uv_handle_t *)&c->tcp, &fd))
+        (void)setsockopt(fd, IPPROTO_TCP, TCP_NOTSENT_LOWAT, &bytes, sizeof bytes);
+}
+
 void conn_accept(struct gateway *gw)
 {
     struct conn *c = mem_zalloc(sizeof *c);
@@ -457,7 +468,7 @@ void conn_accept(struct gateway *gw)
         conn_drop(c, "too many connections");
         return;
     }
-    (void)uv_tcp_nodelay(&c->tcp, 1);
+    socket_bound(c);
     if (gw->conns_count > gw->conns_max)
         reply_shed(c);
     reading_adjust(c);
