@@ -55,6 +55,27 @@ void buf_putc(struct buf *b, char c)
     buf_append(b, &c, 1);
 }
 
+static void append_number(struct buf *b, uint64_t value, unsigned base)
+{
+    char digits[20], *at = digits + sizeof digits;
+
+    do {
+        *--at = "0123456789abcdef"[value % base];
+        value /= base;
+    } while (value);
+    buf_append(b, at, (size_t)(digits + sizeof digits - at));
+}
+
+void buf_uint(struct buf *b, uint64_t value)
+{
+    append_number(b, value, 10);
+}
+
+void buf_hex(struct buf *b, uint64_t value)
+{
+    append_number(b, value, 16);
+}
+
 void buf_printf(struct buf *b, const char *fmt, ...)
 {
     va_list ap, again;

@@ -21,6 +21,9 @@ void buf_reserve(struct buf *b, size_t n); /* room for n more bytes and a NUL */
 void buf_append(struct buf *b, const void *data, size_t len);
 void buf_puts(struct buf *b, const char *text);
 void buf_putc(struct buf *b, char c);
+/* A number as text, without the cost of a format. */
+void buf_uint(struct buf *b, uint64_t value);
+void buf_hex(struct buf *b, uint64_t value);
 void buf_printf(struct buf *b, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 void buf_consume(struct buf *b, size_t n); /* drops the first n bytes (n <= len) */
 char *buf_take(struct buf *b);             /* hands over data (never NULL), zeroes b */

@@ -70,14 +70,22 @@ static void choice_end(struct call_choice *choice, const struct proto_chunk *chu
         choice->stop_text = proto_strdup(chunk->stop_text);
 }
 
+static void ids_add(struct buf *ids, const struct proto_chunk *chunk)
+{
+    for (uint32_t i = 0; i < chunk->ids_count; i++) {
+        if (ids->len)
+            buf_putc(ids, ',');
+        buf_uint(ids, chunk->ids[i]);
+    }
+}
+
 void call_choice_add(struct call *call, uint32_t part, const struct proto_chunk *chunk)
 {
     struct call_choice *choice = &call->choices[part * call->n + chunk->choice];
 
     buf_append(&choice->text, chunk->text.data, chunk->text.len);
     if (call->return_ids)
-        for (uint32_t i = 0; i < chunk->ids_count; i++)
-            buf_printf(&choice->ids, "%s%u", choice->ids.len ? "," : "", (unsigned)chunk->ids[i]);
+        ids_add(&choice->ids, chunk);
     if (call->logprobs && chunk->logprobs_count)
         call->dialect->logprobs(call, choice, chunk->logprobs, chunk->logprobs_count);
     if (chunk->text.len || chunk->logprobs_count || chunk->finish != FINISH_NONE ||

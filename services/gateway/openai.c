@@ -42,7 +42,9 @@ void openai_event_begin(const struct call *call, uint32_t index, struct buf *out
 {
     buf_puts(out, "data: ");
     buf_append(out, call->head.data, call->head.len);
-    buf_printf(out, ",\"choices\":[{\"index\":%u,", (unsigned)index);
+    buf_puts(out, ",\"choices\":[{\"index\":");
+    buf_uint(out, index);
+    buf_putc(out, ',');
 }
 
 void openai_event_end(const struct call *call, struct buf *out)

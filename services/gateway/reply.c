@@ -112,8 +112,10 @@ void reply_stream_data(struct conn *c, const struct buf *data)
 {
     if (!data->len)
         return;
-    if (c->chunked)
-        buf_printf(&c->out, "%zx\r\n", data->len);
+    if (c->chunked) {
+        buf_hex(&c->out, data->len);
+        buf_puts(&c->out, "\r\n");
+    }
     buf_append(&c->out, data->data, data->len);
     if (c->chunked)
         buf_puts(&c->out, "\r\n");
