@@ -324,7 +324,7 @@ static bool bus_drain(struct bus *bus)
 static bool bus_turn(void *ctx)
 {
     struct bus *bus = ctx;
-    if (!bus->socket)
+    if (!bus->socket || (!bus->dirty && !socket_stirred(bus->socket)))
         return false;
     if (!bus->router)
         join_turn(bus);

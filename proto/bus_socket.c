@@ -21,6 +21,7 @@ struct bus_socket {
     zsock_t *zsock;
     void *raw;
     uv_poll_t *poll;
+    bool stirred;
 };
 
 /* Room for the frames around a message: its size is checked before it is taken in. */
@@ -134,7 +135,8 @@ int socket_open(uv_loop_t *loop, bool router, const char *endpoint, size_t messa
                      zmq_strerror(why));
         goto out;
     }
-    rc = bus_uv_watch(loop, (int)zsock_fd(self->zsock), &self->poll, err);
+    self->stirred = true;
+    rc = bus_uv_watch(loop, (int)zsock_fd(self->zsock), &self->stirred, &self->poll, err);
 out:
     if (rc < 0)
         socket_close(&self, 0);
@@ -155,6 +157,11 @@ void socket_close(struct bus_socket **self, int linger_ms)
     free(s);
 }
 
+bool socket_stirred(const struct bus_socket *self)
+{
+    return self->stirred;
+}
+
 bool socket_connected(struct bus_socket *self)
 {
     return (zsock_events(self->zsock) & ZMQ_POLLOUT) != 0;
@@ -170,16 +177,20 @@ static void skip_frames(struct bus_socket *self, zmq_msg_t *msg)
 enum socket_result socket_receive(struct bus_socket *self, struct bus_route *from, zmq_msg_t *msg)
 {
     if (from) {
-        if (zmq_msg_recv(msg, self->raw, ZMQ_DONTWAIT) < 0)
+        if (zmq_msg_recv(msg, self->raw, ZMQ_DONTWAIT) < 0) {
+            self->stirred = false;
             return SOCKET_NOTHING;
+        }
         const size_t len = zmq_msg_size(msg);
         from->len = (uint8_t)(len < sizeof(from->data) ? len : sizeof(from->data));
         memcpy(from->data, zmq_msg_data(msg), from->len);
         if (!zmq_msg_more(msg))
             return SOCKET_MALFORMED;
     }
-    if (zmq_msg_recv(msg, self->raw, ZMQ_DONTWAIT) < 0)
+    if (zmq_msg_recv(msg, self->raw, ZMQ_DONTWAIT) < 0) {
+        self->stirred = from != NULL;
         return from ? SOCKET_MALFORMED : SOCKET_NOTHING;
+    }
     if (zmq_msg_more(msg)) {
         skip_frames(self, msg);
         return SOCKET_MALFORMED;
@@ -189,6 +200,7 @@ enum socket_result socket_receive(struct bus_socket *self, struct bus_route *fro
 
 enum socket_result socket_send(struct bus_socket *self, const struct bus_route *to, zmq_msg_t *msg)
 {
+    self->stirred = true;
     if (to && zmq_send(self->raw, to->data, to->len, ZMQ_DONTWAIT | ZMQ_SNDMORE) < 0)
         return zmq_errno() == EHOSTUNREACH ? SOCKET_GONE : SOCKET_NOTHING;
 

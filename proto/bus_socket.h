@@ -28,6 +28,10 @@ int socket_open(uv_loop_t *loop, bool router, const char *endpoint, size_t messa
 /* What was sent and is not on its way yet goes on for linger_ms. *self = NULL; NULL is allowed. */
 void socket_close(struct bus_socket **self, int linger_ms);
 
+/* False: nothing has come since a receive found nothing, and nothing was sent, which may take in
+ * what came. Then a receive would find nothing again, at the price of two system calls. */
+bool socket_stirred(const struct bus_socket *self);
+
 /* DEALER: there is a connection (and the window of the link keeps it from being full). */
 bool socket_connected(struct bus_socket *self);
 

@@ -41,9 +41,10 @@ static void on_timer(uv_timer_t *handle)
 
 static void on_readable(uv_poll_t *handle, int status, int events)
 {
-    (void)handle;
+    bool *readable = handle->data;
     (void)status;
     (void)events;
+    *readable = true;
 }
 
 static void on_closed(uv_handle_t *handle)
@@ -82,7 +83,7 @@ void bus_uv_stop(struct bus_uv *u)
     uv_close((uv_handle_t *)&u->timer, on_closed);
 }
 
-int bus_uv_watch(uv_loop_t *loop, int fd, uv_poll_t **out, struct err *err)
+int bus_uv_watch(uv_loop_t *loop, int fd, bool *readable, uv_poll_t **out, struct err *err)
 {
     uv_poll_t *poll = mem_zalloc(sizeof(*poll));
     int rc = uv_poll_init(loop, poll, fd);
@@ -90,6 +91,7 @@ int bus_uv_watch(uv_loop_t *loop, int fd, uv_poll_t **out, struct err *err)
         free(poll);
         return err_set(err, ERR_IO, "can not watch a socket: %s", uv_strerror(rc));
     }
+    poll->data = readable;
     uv_poll_start(poll, UV_READABLE, on_readable);
     *out = poll;
     return 0;

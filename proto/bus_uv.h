@@ -29,8 +29,9 @@ void bus_uv_start(struct bus_uv *u, uv_loop_t *loop, uint64_t tick_ms);
 void bus_uv_wake(struct bus_uv *u);
 void bus_uv_stop(struct bus_uv *u);
 
-/* Wakes the loop when fd becomes readable, until bus_uv_unwatch (fd may be closed after it). */
-int bus_uv_watch(uv_loop_t *loop, int fd, uv_poll_t **out, struct err *err);
+/* Wakes the loop and sets *readable when fd becomes readable, until bus_uv_unwatch (fd may be
+ * closed and *readable be gone after it). */
+int bus_uv_watch(uv_loop_t *loop, int fd, bool *readable, uv_poll_t **out, struct err *err);
 void bus_uv_unwatch(uv_poll_t **poll);
 
 #endif
