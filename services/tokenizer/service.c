@@ -5,6 +5,7 @@
 #include "common/mem.h"
 #include "common/metrics.h"
 #include "proto/stats.h"
+#include "services/tokenizer/chunks.h"
 #include "services/tokenizer/request.h"
 
 #include <signal.h>
@@ -14,14 +15,6 @@
 #define INLINE_BYTES                                                                               \
     2048u /* a prompt this small is encoded at once: cheaper than a thread's turn */
 #define STATS_PERIOD_MS 1000u
-
-/* Chunks for one gateway, gathered while one TOKENS message is worked on. */
-struct outbox {
-    struct bus_peer *gateway;
-    struct proto_chunk *chunks;
-    uint32_t count, cap;
-    struct outbox *next;
-};
 
 struct service {
     uv_loop_t loop;
@@ -267,84 +260,6 @@ static void on_gateway_down(void *ctx, struct bus_peer *peer, const char *reason
 
 /* ---- tokens from the scheduler ---- */
 
-static struct proto_chunk *outbox_add(struct service *s, struct bus_peer *gateway)
-{
-    struct outbox *box = s->outboxes;
-
-    while (box && box->gateway != gateway)
-        box = box->next;
-    if (!box) {
-        box = mem_zalloc(sizeof *box);
-        box->gateway = gateway;
-        box->next = s->outboxes;
-        s->outboxes = box;
-    }
-    if (box->count == box->cap) {
-        box->cap = box->cap ? box->cap * 2 : 64;
-        box->chunks = mem_resize(box->chunks, box->cap, sizeof *box->chunks);
-    }
-    memset(&box->chunks[box->count], 0, sizeof *box->chunks);
-    return &box->chunks[box->count++];
-}
-
-static struct proto_str text_take(struct buf *b)
-{
-    struct proto_str text = {b->data ? b->data : "", b->len};
-
-    memset(b, 0, sizeof *b); /* the chunk owns the bytes until it is sent */
-    return text;
-}
-
-static void token_text(const struct service *s, uint32_t id, struct proto_str *out)
-{
-    struct buf b = {0};
-
-    tokenizer_token_bytes(s->tokenizer, id, &b);
-    if (b.len > 1024)
-        b.len = 1024;
-    *out = text_take(&b);
-}
-
-/* The scheduler's log probabilities with the tokens' bytes. */
-static struct proto_logprob *logprob_take(const struct service *s, const struct proto_token *token)
-{
-    const struct proto_logprob *from = token->logprob;
-    struct proto_logprob *to;
-
-    if (!token->logprob_count)
-        return NULL;
-    to = mem_zalloc(sizeof *to);
-    to->id = from->id;
-    to->logprob = from->logprob;
-    token_text(s, from->id, &to->text);
-    to->top = mem_array(from->top_count, sizeof *to->top);
-    to->top_count = from->top_count;
-    for (uint32_t i = 0; i < from->top_count; i++) {
-        to->top[i] = from->top[i];
-        token_text(s, from->top[i].id, &to->top[i].text);
-    }
-    return to;
-}
-
-static void free_str(struct proto_str s)
-{
-    if (s.len)
-        free((void *)(uintptr_t)s.data);
-}
-
-static void chunk_fini(struct proto_chunk *c)
-{
-    free_str(c->text);
-    free(c->ids);
-    for (uint32_t i = 0; i < c->logprobs_count; i++) {
-        free_str(c->logprobs[i].text);
-        for (uint32_t k = 0; k < c->logprobs[i].top_count; k++)
-            free_str(c->logprobs[i].top[k].text);
-        free(c->logprobs[i].top);
-    }
-    free(c->logprobs);
-}
-
 static void sequence_end(struct service *s, struct sequence *q)
 {
     struct request *r = q->request;
@@ -372,7 +287,7 @@ static void on_token(struct service *s, const struct replica *from, const struct
         request_fail(s, r, 500, "a token was lost", "", "internal_error");
         return;
     }
-    c = outbox_add(s, r->key.gateway);
+    c = outbox_add(&s->outboxes, r->key.gateway);
     if (q->completion_tokens++ == 0)
         buf_append(&text, r->echo.data, r->echo.len);
     c->finish = token->finish;
@@ -389,15 +304,14 @@ static void on_token(struct service *s, const struct replica *from, const struct
     }
     c->rid = r->key.rid;
     c->choice = q->choice;
-    c->text = text_take(&text);
+    chunk_take_text(c, &text);
     c->ids = mem_array(1, sizeof *c->ids);
     c->ids[0] = token->id;
     c->ids_count = 1;
     c->prompt_tokens = (uint32_t)r->prompt.len;
     c->completion_tokens = q->completion_tokens;
     c->cached_tokens = token->cached_tokens;
-    c->logprobs = logprob_take(s, token);
-    c->logprobs_count = c->logprobs ? 1 : 0;
+    chunk_set_logprob(c, s->tokenizer, token);
     metric_add(&s->metrics, METRIC_TOKENIZER_TOKENS_OUT, 1);
 }
 
@@ -441,14 +355,8 @@ static void on_tokens(struct service *s, const struct replica *from,
         on_token(s, from, &tokens->tokens[i]);
     flush_outboxes(s);
     while (s->outboxes) { /* chunks borrow stop strings from requests: those end after sending */
-        struct outbox *box = s->outboxes;
-
-        end_finished(s, box);
-        for (uint32_t i = 0; i < box->count; i++)
-            chunk_fini(&box->chunks[i]);
-        s->outboxes = box->next;
-        free(box->chunks);
-        free(box);
+        end_finished(s, s->outboxes);
+        outbox_drop(&s->outboxes);
     }
 }
 

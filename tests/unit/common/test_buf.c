@@ -66,6 +66,26 @@ static void test_json_string(void **state)
     json_is("\xed\xa0\x80", 3, "\"\xef\xbf\xbd\xef\xbf\xbd\xef\xbf\xbd\""); /* a surrogate */
 }
 
+static void test_whole_numbers(void **state)
+{
+    struct buf b = {0};
+
+    (void)state;
+    buf_uint(&b, 0);
+    buf_putc(&b, ' ');
+    buf_uint(&b, 10);
+    buf_putc(&b, ' ');
+    buf_uint(&b, UINT64_MAX);
+    buf_putc(&b, ' ');
+    buf_hex(&b, 0);
+    buf_putc(&b, ' ');
+    buf_hex(&b, 0x1af0);
+    buf_putc(&b, ' ');
+    buf_hex(&b, UINT64_MAX);
+    assert_string_equal(b.data, "0 10 18446744073709551615 0 1af0 ffffffffffffffff");
+    buf_fini(&b);
+}
+
 static void number_is(double value, const char *wanted)
 {
     struct buf b = {0};
@@ -103,6 +123,7 @@ int main(void)
         cmocka_unit_test(test_append),
         cmocka_unit_test(test_json_string),
         cmocka_unit_test(test_json_number),
+        cmocka_unit_test(test_whole_numbers),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

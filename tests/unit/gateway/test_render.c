@@ -124,6 +124,45 @@ static void test_chat_events(void **state)
     call_fini(&call);
 }
 
+/* return_token_ids: each id once, also of tokens without text. */
+static void test_token_ids(void **state)
+{
+    static const struct dialect *const dialects[] = {&dialect_chat, &dialect_completions};
+    uint32_t ids[] = {7, 0, 4294967295u};
+
+    (void)state;
+    for (size_t d = 0; d < 2; d++) {
+        struct params params = {.prompts_count = 1, .stream = d == 0, .return_ids = true};
+        struct proto_chunk chunk = chunk_of(0, "", FINISH_NONE);
+        struct buf out = {0};
+        struct call call;
+        json_t *list;
+
+        params.generate.n = 1;
+        params.generate.sampling.logprobs = -1;
+        call_init(&call, dialects[d], &params, "id-1", "m", "fp_0");
+        chunk.ids = ids;
+        chunk.ids_count = 2;
+        call_choice_add(&call, 0, &chunk);
+        assert_true(call.choices[0].held);
+        chunk = chunk_of(0, "x", FINISH_LENGTH);
+        chunk.ids = ids + 2;
+        chunk.ids_count = 1;
+        call_choice_add(&call, 0, &chunk);
+        if (d == 0)
+            dialects[d]->event(&call, 0, &out);
+        else
+            dialects[d]->result(&call, &out);
+        assert_non_null(strstr(out.data, "\"token_ids\":[7,0,4294967295]"));
+        assert_null(strstr(strstr(out.data, "token_ids") + 1, "token_ids"));
+        list = d == 0 ? events_parse(&out) : json_loads(out.data, 0, NULL);
+        assert_non_null(list);
+        json_decref(list);
+        buf_fini(&out);
+        call_fini(&call);
+    }
+}
+
 static void test_completions_result(void **state)
 {
     struct buf out = {0};
@@ -308,7 +347,8 @@ static void test_pending(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_chat_events), cmocka_unit_test(test_completions_result),
+        cmocka_unit_test(test_chat_events),
+        cmocka_unit_test(test_token_ids), cmocka_unit_test(test_completions_result),
         cmocka_unit_test(test_logprobs),    cmocka_unit_test(test_generate_events),
         cmocka_unit_test(test_auth),        cmocka_unit_test(test_pending),
     };

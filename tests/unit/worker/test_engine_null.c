@@ -1,4 +1,5 @@
 /* The device without a model. */
+#include "common/clock.h"
 #include "services/worker/engine.h"
 #include "services/worker/engine_null.h"
 
@@ -163,6 +164,26 @@ static void order_of_calls_is_checked(void **state)
     assert_null(engine_find("gpu"));
 }
 
+static void a_step_takes_its_time(void **state)
+{
+    const struct engine_kind *kind = engine_find("null");
+    struct engine_config config = {
+        .model_dir = "", .device = "null", .tp_size = 1, .page_size = 4, .null_step_us = 30000};
+    struct proto_step step = {.step = 1};
+    struct engine_result result;
+    struct engine *e;
+    struct err err;
+    int64_t start_us;
+
+    (void)state;
+    assert_int_equal(kind->load(&config, &e, &err), 0);
+    assert_int_equal(kind->kv_alloc(e, 8, 2, 64, &err), 0);
+    start_us = clock_mono_us();
+    assert_int_equal(kind->step(e, &step, &result, &err), 0);
+    assert_true(clock_mono_us() - start_us >= 30000);
+    kind->free(&e);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -170,6 +191,7 @@ int main(void)
         cmocka_unit_test(a_request_goes_on_where_it_was),
         cmocka_unit_test(the_config_gives_vocabulary_and_end_ids),
         cmocka_unit_test(order_of_calls_is_checked),
+        cmocka_unit_test(a_step_takes_its_time),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
