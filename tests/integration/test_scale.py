@@ -71,6 +71,11 @@ def named(server):
     return found
 
 
+def settled(server):
+    """The launcher, too, knows that the server is ready: from here on replicas are restarted."""
+    until(lambda: "curl http" in server.log(), what="the launcher's line")
+
+
 def generated(server):
     """Tokens by scheduler."""
     return {m[1]: float(m[2]) for m in re.finditer(
@@ -141,6 +146,7 @@ def test_dispatch(policy):
 def test_replica_dies_and_comes_back():
     """Streams of the others go on untouched; the dead one's end with an error; it starts again."""
     with null_server("--dp-size", 2, "--null-step-us", 5000) as s:
+        settled(s)
         until(lambda: len(generated(s)) == 2, what="both replicas")
         with concurrent.futures.ThreadPoolExecutor() as pool:
             running = pool.submit(streams, s, 40, 400, check=False)
@@ -165,6 +171,7 @@ def test_replica_dies_and_comes_back():
 def test_queued_requests_move():
     """What a dead replica had not begun is done by another, and the client does not notice."""
     with null_server("--dp-size", 2, "--null-step-us", 3000, "--max-running-requests", 8) as s:
+        settled(s)
         until(lambda: len(generated(s)) == 2, what="both replicas")
         with concurrent.futures.ThreadPoolExecutor() as pool:
             running = pool.submit(streams, s, 100, 100, check=False)
@@ -183,9 +190,10 @@ def test_lone_replica_ends_the_node():
         assert "worker-0" in s.log() and "killed by signal 9" in s.log()
 
 
-def test_a_replica_that_always_dies(tmp_path):
+def test_a_replica_that_always_dies():
     """Restarts are bounded."""
     with null_server("--dp-size", 2) as s:
+        settled(s)
         for _ in range(6):
             pid = until(lambda: named(s).get("scheduler-1"), what="the scheduler")
             os.kill(pid, signal.SIGKILL)
@@ -264,6 +272,7 @@ def test_thousand_slow_readers():
         finally:
             slow.kill()
             slow.wait()
-        assert peak - before < 224  # the bound is 64 MiB of answers, in buffers that double
+        # The bound is 64 MiB of answers, in buffers that double. A sanitizer keeps freed memory.
+        assert peak - before < (224 if PATIENCE == 1 else 2000)
         until(lambda: s.metric("requests_in_flight") == 0, what="all gone")
         s.wait_idle()
