@@ -217,6 +217,7 @@ static int start_worker(struct serve *s, int replica, int rank, const char *comm
     add_endpoints(s, &argv, OPT_WORKER_ENDPOINT, "workers", replica, 1);
     words_add(&argv, "--epoch=%d", s->replicas[replica].epoch);
     words_add(&argv, "--rank=%d", rank);
+    words_add(&argv, "--first-device=%d", replica * s->ranks);
     words_add(&argv, "--comm-store=%s", comm_store);
     return start_words(s, name, replica, &argv, "", err);
 }

@@ -87,7 +87,7 @@ static int open_device(struct engine *e, const struct engine_config *config, str
     struct ops_config device = {
         .rank = config->rank,
         .tp_size = config->tp_size,
-        .device_index = config->rank,
+        .device_index = config->first_device + config->rank,
         .comm_store = config->comm_store,
         .comm_timeout_s = config->dist_timeout_s,
     };

@@ -46,6 +46,7 @@ int main(int argc, char **argv)
                                    !strcmp(options_str(&o, OPT_LOAD_FORMAT), "dummy"),
                    .rank = (uint32_t)options_int(&o, OPT_RANK),
                    .tp_size = (uint32_t)options_int(&o, OPT_TP_SIZE),
+                   .first_device = (uint32_t)options_int(&o, OPT_FIRST_DEVICE),
                    .context_length = (uint32_t)options_int(&o, OPT_CONTEXT_LENGTH),
                    .page_size = (uint32_t)options_int(&o, OPT_PAGE_SIZE),
                    .mem_fraction = options_float(&o, OPT_MEM_FRACTION_STATIC),
