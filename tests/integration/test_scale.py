@@ -66,7 +66,10 @@ def named(server):
     """Process ids by name."""
     found = {}
     for pid in server.pids():
-        words = pathlib.Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
+        try:
+            words = pathlib.Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
+        except OSError:
+            continue  # it has just ended
         found.update({w.split("=", 1)[1]: pid for w in words if w.startswith("--name=")})
     return found
 
