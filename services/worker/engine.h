@@ -17,7 +17,7 @@ struct engine_config {
     const char *dtype;  /* auto, bfloat16, float16, float32 */
     bool dummy_weight;
     uint32_t rank, tp_size;
-    uint32_t first_device; /* of rank 0 */
+    uint32_t first_device;   /* of rank 0 */
     uint32_t context_length; /* 0: the model's */
     uint32_t page_size;
     double mem_fraction;

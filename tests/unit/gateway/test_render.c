@@ -348,9 +348,12 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_chat_events),
-        cmocka_unit_test(test_token_ids), cmocka_unit_test(test_completions_result),
-        cmocka_unit_test(test_logprobs),    cmocka_unit_test(test_generate_events),
-        cmocka_unit_test(test_auth),        cmocka_unit_test(test_pending),
+        cmocka_unit_test(test_token_ids),
+        cmocka_unit_test(test_completions_result),
+        cmocka_unit_test(test_logprobs),
+        cmocka_unit_test(test_generate_events),
+        cmocka_unit_test(test_auth),
+        cmocka_unit_test(test_pending),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
