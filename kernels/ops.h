@@ -22,7 +22,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define OPS_ABI 1
+#define OPS_ABI 2
 
 enum dtype { DTYPE_F32, DTYPE_BF16, DTYPE_F16, DTYPES };
 static inline size_t dtype_size(enum dtype t)
@@ -57,6 +57,9 @@ struct ops_config {
     const char *comm_store; /* folder where the ranks of this group and epoch meet */
     double comm_timeout_s;
     uint64_t memory_max; /* bytes for weights and KV; 0: the backend's default */
+    /* Share of the device's memory for weights and KV; 0: the backend's default. Ignored where the
+     * machine's memory is used. */
+    double memory_fraction;
 };
 
 /* How a slot chooses its tokens; the meaning of the fields is proto/messages.def's `sampling`. */
@@ -105,6 +108,11 @@ struct ops {
     uint32_t abi; /* OPS_ABI */
     const char *name;
     bool batch_invariant;
+
+/* Bytes of a device, and how many of them nobody uses. */
+struct ops_memory {
+    uint64_t total, unused;
+};
 
     /* 0 when this machine has a device the backend can use, else ERR_UNSUPPORTED. NULL: always. */
     int (*probe)(struct err *err);
@@ -204,4 +212,6 @@ struct ops {
 /* What a backend's shared object exports. */
 __attribute__((visibility("default"))) const struct ops *phalanx_backend(void);
 
+    /* NULL: the device has no memory of its own. */
+    int (*memory)(const struct device *d, struct ops_memory *out, struct err *err);
 #endif
