@@ -58,6 +58,9 @@ struct ops_config {
     const char *comm_interface; /* network interface; NULL or "": the backend's choice */
     double comm_timeout_s;
     uint64_t memory_max; /* bytes for weights and KV; 0: the backend's default */
+    /* Share of the device's memory for weights and KV; 0: the backend's default. Ignored where the
+     * machine's memory is used. */
+    double memory_fraction;
 };
 
 /* How a slot chooses its tokens; the meaning of the fields is proto/messages.def's `sampling`. */
@@ -106,6 +109,11 @@ struct ops {
     uint32_t abi; /* OPS_ABI */
     const char *name;
     bool batch_invariant;
+
+/* Bytes of a device, and how many of them nobody uses. */
+struct ops_memory {
+    uint64_t total, unused;
+};
 
     /* 0 when this machine has a device the backend can use, else ERR_UNSUPPORTED. NULL: always. */
     int (*probe)(struct err *err);
@@ -205,4 +213,6 @@ struct ops {
 /* What a backend's shared object exports. */
 __attribute__((visibility("default"))) const struct ops *phalanx_backend(void);
 
+    /* NULL: the device has no memory of its own. */
+    int (*memory)(const struct device *d, struct ops_memory *out, struct err *err);
 #endif

@@ -24,7 +24,8 @@
 #define REPLAY_ROWS_MAX 256u          /* decode steps of more rows are launched one by one */
 #define REPLAY_OPS_MAX 2048u
 #define REPLAYS_MAX 128u
-#define RESERVE_BYTES ((uint64_t)2 << 30)
+#define RESERVE_BYTES ((uint64_t)2 << 30) /* for a step's buffers and graphs, whatever is asked */
+#define MEMORY_FRACTION 0.9
 
 struct weight {
     enum weight_kind kind;
@@ -183,6 +184,7 @@ int cuda_slot_pages(struct device *d, uint32_t slot, uint32_t first, const uint3
                     uint32_t count, struct err *err);
 void cuda_slot_close(struct device *d, uint32_t slot);
 int cuda_step_begin(struct device *d, const struct ops_row *rows, uint32_t count, struct err *err);
+int cuda_memory(const struct device *d, struct ops_memory *out, struct err *err);
 
 int slots_reserve(struct device *d, struct err *err); /* the slot of rows that nobody asked for */
 

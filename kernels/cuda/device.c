@@ -234,6 +234,7 @@ const struct ops *phalanx_backend(void)
         .weight_bytes = cuda_weight_bytes,
         .kv_bytes = cuda_kv_bytes,
     };
+        .memory = cuda_memory,
 
     return &cuda;
 }

@@ -27,10 +27,15 @@ static int allocate(struct device *d, size_t bytes, bool pinned, void *out, cons
 
         (void)cudaGetLastError();
         (void)cudaMemGetInfo(&unused, &total);
-        return err_set(err, rc == cudaErrorMemoryAllocation ? ERR_NOMEM : ERR_INTERNAL,
-                       "rank %u, cuda:%u: %zu bytes for %s: %s; %zu of %zu bytes are free",
-                       d->config.rank, d->config.device_index, bytes, what, cudaGetErrorString(rc),
-                       unused, total);
+        return err_set(
+            err, rc == cudaErrorMemoryAllocation ? ERR_NOMEM : ERR_INTERNAL,
+            "rank %u, cuda:%u: %.3f GB for %s: %s; %.2f of %.2f GB are free beside %.2f GB "
+            "of weights and %.2f GB of KV pages; %s",
+            d->config.rank, d->config.device_index, (double)bytes / 1e9, what,
+            cudaGetErrorString(rc), (double)unused / 1e9, (double)total / 1e9,
+            (double)d->weight_bytes / 1e9, (double)d->kv_bytes / 1e9,
+            d->kv ? "lower --mem-fraction-static or --max-running-requests"
+                  : "use more ranks (--tp-size)");
     }
     a = mem_zalloc(sizeof *a);
     a->data = data;

@@ -11,22 +11,51 @@ uint64_t cuda_page_bytes(const struct device *d, uint32_t page_size)
     return (uint64_t)m->layers * 2 * m->kv_heads * page_size * m->head_dim * 2;
 }
 
-/* Nine tenths of what is free, less what a step's buffers may need. */
-uint64_t cuda_pages_max(const struct device *d, uint32_t page_size)
+int cuda_memory(const struct device *d, struct ops_memory *out, struct err *err)
 {
     size_t unused = 0, total = 0;
-    uint64_t budget;
+    cudaError_t rc = cudaMemGetInfo(&unused, &total);
 
-    if (cudaMemGetInfo(&unused, &total) != cudaSuccess || unused < RESERVE_BYTES)
+    *out = (struct ops_memory){total, unused};
+    return rc == cudaSuccess ? 0 : cuda_fail(d, rc, "memory", err);
+}
+
+/* What the fraction leaves beside all that is used already: weights, libraries, other programs. */
+uint64_t cuda_pages_max(const struct device *d, uint32_t page_size)
+{
+    double fraction = d->config.memory_fraction > 0 ? d->config.memory_fraction : MEMORY_FRACTION;
+    struct ops_memory memory;
+    struct err err;
+    uint64_t budget, used, left;
+
+    if (cuda_memory(d, &memory, &err) || memory.unused < RESERVE_BYTES)
         return 0;
-    budget = (unused - RESERVE_BYTES) / 10 * 9;
+    used = memory.total - memory.unused;
+    left = (uint64_t)(fraction * (double)memory.total);
     if (d->config.memory_max) {
-        uint64_t left =
-            d->config.memory_max > d->weight_bytes ? d->config.memory_max - d->weight_bytes : 0;
-
-        budget = unused - RESERVE_BYTES < left ? unused - RESERVE_BYTES : left;
+        left = d->config.memory_max;
+        used = d->weight_bytes;
     }
+    budget = left > used ? left - used : 0;
+    if (budget > memory.unused - RESERVE_BYTES)
+        budget = memory.unused - RESERVE_BYTES;
     return budget / cuda_page_bytes(d, page_size);
+}
+
+/* Refuses a pool that does not fit, in numbers. */
+static int pool_check(const struct device *d, uint64_t bytes, uint32_t num_pages, struct err *err)
+{
+    struct ops_memory memory;
+    int rc = cuda_memory(d, &memory, err);
+
+    if (rc || bytes <= memory.unused)
+        return rc;
+    return err_set(
+        err, ERR_NOMEM,
+        "rank %u, cuda:%u: %u KV pages take %.2f GB, but %.2f of %.2f GB are free beside "
+        "%.2f GB of weights; lower --num-pages or --mem-fraction-static",
+        d->config.rank, d->config.device_index, num_pages, (double)bytes / 1e9,
+        (double)memory.unused / 1e9, (double)memory.total / 1e9, (double)d->weight_bytes / 1e9);
 }
 
 struct want {
@@ -205,7 +234,9 @@ int cuda_pool_alloc(struct device *d, uint32_t num_pages, uint32_t page_size, ui
     if (d->kv || !d->typed)
         return err_set(err, ERR_INVALID, "cuda: pool_alloc: %s",
                        d->kv ? "called twice" : "no weights yet");
-    rc = cuda_alloc(d, bytes, &d->kv, "KV pages", err);
+    rc = pool_check(d, bytes, num_pages, err);
+    if (!rc)
+        rc = cuda_alloc(d, bytes, &d->kv, "KV pages", err);
     if (rc)
         return rc;
     d->kv_bytes = bytes;

@@ -16,12 +16,16 @@ static int candidates_gather(struct device *d, struct err *err)
 static int logits_run(struct device *d, const struct op *op, struct err *err)
 {
     struct sample_args *a = &d->sample;
-    cudaError_t rc = launch_gather_rows(d->stream, op->a[0]->data, d->frame.result_token, d->last,
-                                        d->results_count, d->model.hidden);
+    bool every = d->results_count == d->tokens_count; /* rows of one token, all with a result */
+    const void *last = every ? op->a[0]->data : d->last;
+    cudaError_t rc = cudaSuccess;
 
+    if (!every)
+        rc = launch_gather_rows(d->stream, op->a[0]->data, d->frame.result_token, d->last,
+                                d->results_count, d->model.hidden);
     if (rc != cudaSuccess)
         return cuda_fail(d, rc, "sampling", err);
-    return d->model.vocab_count ? gemm(d, d->last, d->results_count, op->w[0], NULL,
+    return d->model.vocab_count ? gemm(d, last, d->results_count, op->w[0], NULL,
                                        (void *)(uintptr_t)a->logits, a->stride, true, err)
                                 : 0;
 }

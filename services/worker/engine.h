@@ -20,7 +20,7 @@ struct engine_config {
     uint32_t first_device;   /* of rank 0 */
     uint32_t context_length; /* 0: the model's */
     uint32_t page_size;
-    double mem_fraction;
+    double mem_fraction; /* of the device's memory, for weights and KV pages; 0: 0.9 */
     const char *comm_store;
     const char *comm_interface; /* NULL or "": the backend's choice */
     double dist_timeout_s;
@@ -33,7 +33,8 @@ struct engine_info {
     uint32_t context_length;
     uint32_t pages_max;
     uint64_t page_bytes, weight_bytes, kv_bytes;
-    uint64_t fingerprint; /* of config, layout and version; the same on all ranks */
+    uint64_t memory_total, memory_unused; /* of a device with memory of its own, else 0 */
+    uint64_t fingerprint;                 /* of config, layout and version; the same on all ranks */
     uint32_t eos_ids[64];
     uint32_t eos_count;
 };

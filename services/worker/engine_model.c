@@ -91,6 +91,7 @@ static int open_device(struct engine *e, const struct engine_config *config, str
         .device_index = config->first_device + config->rank,
         .comm_interface = config->comm_interface,
         .comm_timeout_s = config->dist_timeout_s,
+        .memory_fraction = config->mem_fraction,
     };
     char *folder = NULL;
     int rc = 0;
@@ -141,6 +142,27 @@ static int load(const struct engine_config *config, const char *backend, struct 
                 struct err *err)
 {
     struct engine *e = mem_zalloc(sizeof *e);
+/* A device of which the weights leave no page is refused before anybody waits for it. */
+static int check_memory(const struct engine *e, const struct engine_config *config, struct err *err)
+{
+    struct ops_memory memory;
+    int rc;
+
+    if (!e->ops->memory || e->ops->pages_max(e->device, e->page_size))
+        return 0;
+    rc = e->ops->memory(e->device, &memory, err);
+    if (rc)
+        return rc;
+    return err_set(
+        err, ERR_NOMEM,
+        "no memory for KV pages: weights take %.2f GB, %.2f of %.2f GB are free, "
+        "and --mem-fraction-static %g is for weights and pages (%.2f MB each); raise it, "
+        "or use more ranks (--tp-size)",
+        (double)e->ops->weight_bytes(e->device) / 1e9, (double)memory.unused / 1e9,
+        (double)memory.total / 1e9, config->mem_fraction,
+        (double)e->ops->page_bytes(e->device, e->page_size) / 1e6);
+}
+
     struct safetensors *checkpoint = NULL;
     int rc = backend_load(backend, &e->ops, err);
 
@@ -163,6 +185,8 @@ static int load(const struct engine_config *config, const char *backend, struct 
     if (rc)
         engine_model_free(&e);
     *out = e;
+    if (!rc)
+        rc = check_memory(e, config, err);
     return rc;
 }
 
@@ -183,7 +207,11 @@ static void info(const struct engine *e, struct engine_info *out)
     *out = (struct engine_info){
         .vocab_size = e->model.vocab_size,
         .context_length = e->context_length,
+    struct ops_memory memory = {0};
+    struct err err;
         .pages_max = pages > UINT32_MAX ? UINT32_MAX : (uint32_t)pages,
+    if (e->ops->memory)
+        (void)e->ops->memory(e->device, &memory, &err);
         .page_bytes = e->ops->page_bytes(e->device, e->page_size),
         .weight_bytes = e->ops->weight_bytes(e->device),
         .kv_bytes = e->ops->kv_bytes(e->device),
@@ -191,6 +219,8 @@ static void info(const struct engine *e, struct engine_info *out)
         .eos_count = e->model.eos_count,
     };
     (void)snprintf(out->device, sizeof out->device, "%s", e->ops->name);
+        .memory_total = memory.total,
+        .memory_unused = memory.unused,
     memcpy(out->eos_ids, e->model.eos_ids, sizeof e->model.eos_ids);
 }
 

@@ -43,6 +43,22 @@ static int runner_load(struct runner *r, struct err *err)
     return mailbox_push(r->out, PROTO_LOADED, &loaded, err);
 }
 
+/* Where a device's memory goes. */
+static void say_plan(const struct runner *r, const struct engine_info *info, uint32_t num_pages)
+{
+    uint64_t used = info->memory_total - info->memory_unused;
+    uint64_t named = info->weight_bytes + info->kv_bytes;
+
+    if (!info->memory_total)
+        return;
+    log_say("Rank %u: memory: weights %.2f GB, KV %.2f GB (%u pages, %llu tokens), workspace and "
+            "libraries %.2f GB, free %.2f of %.2f GB",
+            r->config.rank, megabytes(info->weight_bytes) / 1e3, megabytes(info->kv_bytes) / 1e3,
+            num_pages, (unsigned long long)num_pages * r->config.page_size,
+            used > named ? megabytes(used - named) / 1e3 : 0.0,
+            megabytes(info->memory_unused) / 1e3, megabytes(info->memory_total) / 1e3);
+}
+
 static int runner_kv_alloc(struct runner *r, const struct proto_kv_alloc *m, struct err *err)
 {
     struct engine_info info;
@@ -54,6 +70,7 @@ static int runner_kv_alloc(struct runner *r, const struct proto_kv_alloc *m, str
     r->kind->info(r->engine, &info);
     log_info("rank=%u kv_pages=%u page_size=%u kv_mb=%.1f", r->config.rank, m->num_pages,
              r->config.page_size, megabytes(info.kv_bytes));
+    say_plan(r, &info, m->num_pages);
     ready.kv_bytes = info.kv_bytes;
     return mailbox_push(r->out, PROTO_KV_READY, &ready, err);
 }
