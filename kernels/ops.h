@@ -60,6 +60,11 @@ struct ops_config {
     /* Share of the device's memory for weights and KV; 0: the backend's default. Ignored where the
      * machine's memory is used. */
     double memory_fraction;
+    /* What a backend that has no such thing ignores: */
+    bool library_all_reduce; /* sums over ranks by the library alone (NCCL) */
+    bool p2p_check;          /* really copy between every pair of devices, and compare */
+    bool graphs_off;         /* launch decode steps one by one */
+    uint32_t graph_rows_max; /* decode steps of more rows are launched one by one; 0: default */
 };
 
 /* How a slot chooses its tokens; the meaning of the fields is proto/messages.def's `sampling`. */
