@@ -22,6 +22,8 @@ struct engine_config {
     double mem_fraction; /* of the device's memory, for weights and KV pages; 0: 0.9 */
     const char *comm_store;
     double dist_timeout_s;
+    bool graphs_off, library_all_reduce, p2p_check; /* as in struct ops_config */
+    uint32_t graph_rows_max;
 };
 
 struct engine_info {

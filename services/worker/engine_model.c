@@ -90,6 +90,10 @@ static int open_device(struct engine *e, const struct engine_config *config, str
         .device_index = config->rank,
         .comm_store = config->comm_store,
         .comm_timeout_s = config->dist_timeout_s,
+        .graphs_off = config->graphs_off,
+        .graph_rows_max = config->graph_rows_max,
+        .library_all_reduce = config->library_all_reduce,
+        .p2p_check = config->p2p_check,
         .memory_fraction = config->mem_fraction,
     };
     int rc;
