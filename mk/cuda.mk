@@ -33,6 +33,20 @@ $(CUDA_BACKEND): $(OBJ_cuda) $(OBJ_cuda_cu) $(BUILD)/libcommon.a
 		-Wl,-rpath,'$$ORIGIN' -Wl,-rpath,$(CUDA_HOME)/lib64 \
 		-lcudart_static -lcublasLt -lnccl -lrt -ldl -lm -o $@
 
+# Tests of what the backend does not show: linked with its objects.
+PEERS_TEST_BIN := $(patsubst %,$(BUILD)/tests/kernels/cuda/%,test_peers_cuda bench_allreduce_cuda bench_decode_cuda)
+$(PEERS_TEST_BIN): $(BUILD)/tests/kernels/cuda/%: tests/kernels/cuda/%.c tests/kernels/cuda/ranks.c \
+		$(wildcard tests/kernels/cuda/*.h) $(BUILD)/obj/tests/kernels/cuda/peers.cu.o $(OBJ_cuda) \
+		$(OBJ_cuda_cu) $(BUILD)/libcommon.a | $(BUILD)/inc/tests
+	$(call say,TEST,$@)
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(CPPFLAGS_ALL) -I$(BUILD)/inc/tests -isystem $(CUDA_HOME)/include $(CFLAGS_ALL) \
+		-Wno-missing-prototypes $(filter %.c %.o,$^) $(LDFLAGS_ALL) $(BUILD)/libcommon.a \
+		-L$(CUDA_HOME)/lib64 -Wl,-rpath,$(CUDA_HOME)/lib64 -lcudart_static -lcublasLt -lnccl \
+		-lcmocka -lstdc++ -lpthread -lrt -ldl -lm -o $@
+$(BUILD)/obj/tests/kernels/cuda/peers.cu.o: | $(BUILD)/inc/tests
+$(BUILD)/obj/tests/kernels/cuda/peers.cu.o: NVCC_FLAGS += --fmad=false -I$(BUILD)/inc/tests
+
 .PHONY: cuda
 cuda: $(CUDA_BACKEND)
 all: $(CUDA_BACKEND)
@@ -56,5 +70,7 @@ $(BUILD)/tests/kernels/%: tests/kernels/%.c $(KERNEL_TEST_COMMON) $(KERNEL_TEST_
 		$< $(KERNEL_TEST_COMMON) $(LDFLAGS_ALL) $(BUILD)/libcommon.a -lcmocka -lpthread -ldl -lm -o $@
 
 .PHONY: test-kernels
-test-kernels: $(if $(NVCC),$(CUDA_BACKEND)) $(CPU_BACKEND) $(KERNEL_TEST_BIN)
-	$(Q)BUILD=$(BUILD) mk/run-unit.sh $(filter $(BUILD)/tests/kernels/test_%,$(KERNEL_TEST_BIN))
+test-kernels: $(if $(NVCC),$(CUDA_BACKEND)) $(CPU_BACKEND) $(KERNEL_TEST_BIN) \
+		$(PEERS_TEST_BIN)
+	$(Q)BUILD=$(BUILD) mk/run-unit.sh $(filter $(BUILD)/tests/kernels/test_%,$(KERNEL_TEST_BIN)) \
+		$(filter %/test_peers_cuda,$(PEERS_TEST_BIN))

@@ -1,4 +1,5 @@
-/* Collectives over NCCL. The communicator does not block the host: every call is followed by a
+/* Collectives: over the memory of the other GPUs where that can be had and is ahead (comm_p2p.c),
+ * over NCCL otherwise. NCCL's communicator does not block the host: every call is followed by a
  * look at its state, with the time limit of the group. */
 #include "common/clock.h"
 #include "kernels/cuda/cuda.h"
@@ -114,15 +115,17 @@ int comm_open(struct device *d, struct err *err)
     if (d->config.comm_interface && *d->config.comm_interface)
         (void)setenv("NCCL_SOCKET_IFNAME", d->config.comm_interface, 0);
     config.blocking = 0;
-    return nccl_settle(
+    rc = nccl_settle(
         d,
         ncclCommInitRankConfig(&d->nccl, (int)d->config.tp_size, id, (int)d->config.rank, &config),
         "meeting", err);
+    return rc ? rc : p2p_open(d, err);
 }
 
 /* Aborts: destroying waits for the others, who may be gone. */
 void comm_close(struct device *d)
 {
+    p2p_abort(d);
     if (d->nccl)
         (void)ncclCommAbort(d->nccl);
     d->nccl = NULL;
@@ -130,14 +133,18 @@ void comm_close(struct device *d)
 
 int comm_check(struct device *d, struct err *err)
 {
-    ncclResult_t state = ncclSuccess, rc = ncclCommGetAsyncError(d->nccl, &state);
+    ncclResult_t state = ncclSuccess, rc;
+    int failed = p2p_check(d, err);
 
+    if (failed)
+        return failed;
+    rc = ncclCommGetAsyncError(d->nccl, &state);
     if (rc == ncclSuccess)
         rc = state;
     return rc == ncclSuccess || rc == ncclInProgress ? 0 : nccl_fail(d, rc, "a rank is lost", err);
 }
 
-int comm_all_reduce(struct device *d, void *x, size_t count, struct err *err)
+int nccl_all_reduce(struct device *d, void *x, size_t count, struct err *err)
 {
     ncclDataType_t type = d->type == HALF_BF16 ? ncclBfloat16 : ncclFloat16;
 
@@ -145,8 +152,43 @@ int comm_all_reduce(struct device *d, void *x, size_t count, struct err *err)
                        "all-reduce", err);
 }
 
-int comm_all_gather(struct device *d, const void *x, size_t bytes, void *out, struct err *err)
+int nccl_all_gather(struct device *d, const void *x, size_t bytes, void *out, struct err *err)
 {
     return nccl_settle(d, ncclAllGather(x, out, bytes, ncclInt8, d->nccl, d->stream), "all-gather",
                        err);
+}
+
+int comm_all_gather(struct device *d, const void *x, size_t bytes, void *out, struct err *err)
+{
+    return p2p_gathers(d, bytes) ? p2p_gather(d, x, bytes, out, err)
+                                 : nccl_all_gather(d, x, bytes, out, err);
+}
+
+int comm_reduce_norm(struct device *d, void *x, uint32_t tokens, float *residual,
+                     const float *weight, void *normed, bool fresh, struct err *err)
+{
+    uint32_t hidden = d->model.hidden;
+    struct reduce_args a = {
+        .x = x,
+        .out = normed,
+        .residual = residual,
+        .weight = weight,
+        .rows = tokens,
+        .vectors = hidden / 8,
+        .total = tokens * (hidden / 8),
+        .eps = d->model.norm_eps,
+        .fresh = fresh,
+    };
+    cudaError_t launched;
+    int rc = 0;
+
+    if (hidden % 8 == 0 && p2p_reduces(d, &a))
+        return p2p_reduce(d, &a, err);
+    if (d->nccl)
+        rc = nccl_all_reduce(d, x, (size_t)tokens * hidden, err);
+    if (rc)
+        return rc;
+    launched = launch_add_norm(d->stream, d->type, x, residual, weight, normed, tokens, hidden,
+                               d->model.norm_eps, fresh);
+    return launched == cudaSuccess ? 0 : cuda_fail(d, launched, "norm", err);
 }

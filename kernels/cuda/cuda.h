@@ -82,6 +82,15 @@ struct replay {
     cudaGraphExec_t graph; /* NULL until it was seen twice */
 };
 
+/* What a rank has of the others' memory. */
+struct p2p {
+    struct peers peers;
+    char *inbox;
+    void *opened[PEERS_MAX]; /* by cudaIpc */
+    struct peers_words *words;
+    void *notes; /* device memory: what ranks tell each other; mine, then everybody's */
+};
+
 /* Device memory of the step's frame and of what operations keep. */
 struct frame {
     struct frame_row *rows;   /* (num_slots) */
@@ -106,6 +115,7 @@ struct device {
     struct gemm_plan *plans;
     uint32_t plans_count;
     ncclComm_t nccl; /* NULL for one rank */
+    struct p2p *p2p; /* NULL: sums and gathers through NCCL alone */
     struct weight *weights;
     struct act *acts;
     struct allocation *allocations;
@@ -174,6 +184,7 @@ int cuda_act_write(struct device *d, struct act *a, uint32_t tokens, const float
 /* pool.c */
 uint64_t cuda_page_bytes(const struct device *d, uint32_t page_size);
 uint64_t cuda_pages_max(const struct device *d, uint32_t page_size);
+int cuda_memory(const struct device *d, struct ops_memory *out, struct err *err);
 int cuda_pool_alloc(struct device *d, uint32_t num_pages, uint32_t page_size, uint32_t num_slots,
                     uint32_t tokens_max, uint32_t context_max, struct err *err);
 
@@ -184,7 +195,6 @@ int cuda_slot_pages(struct device *d, uint32_t slot, uint32_t first, const uint3
                     uint32_t count, struct err *err);
 void cuda_slot_close(struct device *d, uint32_t slot);
 int cuda_step_begin(struct device *d, const struct ops_row *rows, uint32_t count, struct err *err);
-int cuda_memory(const struct device *d, struct ops_memory *out, struct err *err);
 
 int slots_reserve(struct device *d, struct err *err); /* the slot of rows that nobody asked for */
 
@@ -207,8 +217,24 @@ int gemm(struct device *d, const void *x, uint32_t m, const struct weight *w,
 int comm_open(struct device *d, struct err *err);
 void comm_close(struct device *d);
 int comm_check(struct device *d, struct err *err); /* whether a rank is known to be lost */
-int comm_all_reduce(struct device *d, void *x, size_t count, struct err *err);
+/* x (tokens, hidden), summed over the ranks, to residual and normed. x may be overwritten. */
+int comm_reduce_norm(struct device *d, void *x, uint32_t tokens, float *residual,
+                     const float *weight, void *normed, bool fresh, struct err *err);
 int comm_all_gather(struct device *d, const void *x, size_t bytes, void *out, struct err *err);
+int nccl_all_reduce(struct device *d, void *x, size_t count, struct err *err);
+int nccl_all_gather(struct device *d, const void *x, size_t bytes, void *out, struct err *err);
+
+/* comm_p2p.c: over the memory of the other GPUs. */
+int p2p_open(struct device *d, struct err *err); /* d->p2p stays NULL where it cannot be had */
+void p2p_abort(struct device *d);                /* kernels that wait for other ranks give up */
+void p2p_close(struct device *d);                /* after the stream has ended */
+int p2p_check(const struct device *d, struct err *err); /* whether a kernel gave up */
+/* Whether a sum goes this way, and in how many shots; then p2p_reduce does it. The caller fills
+ * all of a but peers. */
+bool p2p_reduces(const struct device *d, struct reduce_args *a);
+int p2p_reduce(struct device *d, const struct reduce_args *a, struct err *err);
+bool p2p_gathers(const struct device *d, size_t bytes);
+int p2p_gather(struct device *d, const void *x, size_t bytes, void *out, struct err *err);
 
 /* layers.c, sample.c: the operations of ops.h */
 int cuda_embed(struct device *d, const struct weight *embedding, const struct weight *norm,

@@ -28,7 +28,7 @@ int cuda_wait(struct device *d, struct err *err)
     for (uint32_t turn = 1; rc == cudaSuccess; turn++) {
         rc = cudaEventQuery(d->finished);
         if (rc == cudaSuccess)
-            return 0;
+            return p2p_check(d, err);
         if (rc != cudaErrorNotReady)
             break;
         rc = cudaSuccess;
@@ -95,6 +95,7 @@ static void cuda_device_close(struct device **self)
     comm_close(d);
     if (d->stream)
         (void)cudaStreamSynchronize(d->stream);
+    p2p_close(d);
     replay_close(d);
     gemm_close(d);
     for (int i = 0; i < 2; i++)
@@ -233,8 +234,8 @@ const struct ops *phalanx_backend(void)
         .logits = cuda_logits,
         .weight_bytes = cuda_weight_bytes,
         .kv_bytes = cuda_kv_bytes,
-    };
         .memory = cuda_memory,
+    };
 
     return &cuda;
 }

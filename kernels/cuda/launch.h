@@ -180,6 +180,67 @@ cudaError_t launch_decide(cudaStream_t s, const struct sample_args *a);
 /* The rows left undecided, from whole rows of logits (begin 0, count V). */
 cudaError_t launch_decide_all(cudaStream_t s, const struct sample_args *a);
 
+/* allreduce.cu: sums and gathers over the memory of the other GPUs.
+ *
+ * Each rank has an inbox that the others write to. It holds INBOX_TURNS areas, used in turn by
+ * successive sums, and areas and flags of gathers. A word of an area that reads EMPTY (two halves
+ * of -0.0) has not been written yet: data that says so is sent as +0.0. Whoever has read a word
+ * empties it. Two areas are enough: a rank that is two sums ahead has seen everybody's part of the
+ * one between, sent when they were done with the first. */
+#define PEERS_MAX 8u
+#define INBOX_TURNS 2u
+#define INBOX_AREA ((size_t)24 << 20)
+#define GATHER_TURNS 2u
+#define GATHER_MAX ((size_t)512 << 10) /* bytes of a rank */
+#define GATHER_BLOCKS 16u
+#define EMPTY 0x80008000u
+
+/* Device memory of one rank; written by the last block of a launch. */
+struct peers_state {
+    uint32_t turn, arrived; /* sums begun; blocks of this one that know */
+    uint32_t failed;
+    uint32_t gathers, gather_arrived;
+};
+
+/* Host memory that both sides see. */
+struct peers_words {
+    uint32_t abort; /* by the host: stop waiting */
+    uint32_t fault; /* by a kernel: 1 + the rank it waited for, in vain */
+};
+
+struct peers {
+    char *inbox[PEERS_MAX]; /* of each rank, as seen from here */
+    struct peers_state *state;
+    volatile struct peers_words *words;
+    uint64_t patience_ns;
+    uint32_t rank, ranks;
+};
+
+struct reduce_args {
+    struct peers peers;
+    const void *x; /* (rows, 8 vectors) of half: this rank's part */
+    void *out;     /* the sum; or, with a residual, RMSNorm(residual) * weight */
+    float *residual;
+    const float *weight;
+    uint32_t rows, vectors, total; /* total: vectors that exist, at most rows times vectors */
+    uint32_t multiprocessors;
+    float eps;
+    int fresh; /* residual = sum, not += */
+    int two_shots;
+};
+size_t inbox_bytes(void);
+/* The most rows whose sum an area holds. */
+uint32_t reduce_rows_max(uint32_t ranks, uint32_t vectors, int two_shots);
+cudaError_t launch_inbox_clear(cudaStream_t s, char *inbox);
+cudaError_t launch_reduce(cudaStream_t s, enum half_type type, const struct reduce_args *a);
+/* out (ranks, bytes): what each rank has in x. bytes % 8 == 0. */
+cudaError_t launch_gather(cudaStream_t s, const struct peers *p, const void *x, void *out,
+                          uint32_t bytes);
+/* Writes words made of a seed; counts those that differ from them. */
+cudaError_t launch_pattern(cudaStream_t s, uint32_t *to, uint32_t words, uint32_t seed);
+cudaError_t launch_pattern_check(cudaStream_t s, const uint32_t *from, uint32_t words,
+                                 uint32_t seed, uint32_t *wrong);
+
 #ifdef __cplusplus
 }
 #endif

@@ -6,18 +6,8 @@
 static int reduce_norm(struct device *d, const struct weight *norm, struct act *residual,
                        struct act *normed, bool fresh, struct err *err)
 {
-    const struct ops_model *m = &d->model;
-    cudaError_t launched;
-
-    if (d->nccl) {
-        int rc = comm_all_reduce(d, d->scratch, (size_t)d->tokens_count * m->hidden, err);
-
-        if (rc)
-            return rc;
-    }
-    launched = launch_add_norm(d->stream, d->type, d->scratch, residual->wide, norm->wide,
-                               normed->data, d->tokens_count, m->hidden, m->norm_eps, fresh);
-    return launched == cudaSuccess ? 0 : cuda_fail(d, launched, "norm", err);
+    return comm_reduce_norm(d, d->scratch, d->tokens_count, residual->wide, norm->wide,
+                            normed->data, fresh, err);
 }
 
 static int width_check(const char *what, const struct act *a, uint64_t width, struct err *err)

@@ -22,8 +22,10 @@ uint32_t replay_bucket(const struct device *d, uint32_t rows)
 
 void replay_begin(struct device *d)
 {
+    uint32_t most = d->config.graph_rows_max ? d->config.graph_rows_max : REPLAY_ROWS_MAX;
+
     d->ops_count = 0;
-    d->deferring = !d->nccl && d->rows_count && d->rows_count <= REPLAY_ROWS_MAX &&
+    d->deferring = !d->config.graphs_off && d->rows_count && d->rows_count <= most &&
                    d->results_count == d->rows_count && d->decode_count == d->rows_count;
 }
 

@@ -24,7 +24,9 @@ struct engine_config {
     const char *comm_store;
     const char *comm_interface; /* NULL or "": the backend's choice */
     double dist_timeout_s;
-    uint32_t null_step_us; /* device null: what a step takes at least */
+    uint32_t null_step_us;                          /* device null: what a step takes at least */
+    bool graphs_off, library_all_reduce, p2p_check; /* as in struct ops_config */
+    uint32_t graph_rows_max;
 };
 
 struct engine_info {

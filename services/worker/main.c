@@ -20,6 +20,8 @@ static int check_options(const struct options *o, struct err *err)
                        (long long)options_int(o, OPT_RANK), (long long)options_int(o, OPT_TP_SIZE));
     if (options_int(o, OPT_TP_SIZE) > 1 && !null && !*options_str(o, OPT_COMM_STORE))
         return err_set(err, ERR_INVALID, "--comm-store is missing, ranks meet there");
+    if (options_bool(o, OPT_ENABLE_SYMM_MEM))
+        return err_set(err, ERR_UNSUPPORTED, "--enable-symm-mem is not supported yet");
     return 0;
 }
 
@@ -53,7 +55,11 @@ int main(int argc, char **argv)
                    .comm_store = options_str(&o, OPT_COMM_STORE),
                    .comm_interface = options_str(&o, OPT_DIST_INTERFACE),
                    .dist_timeout_s = options_float(&o, OPT_DIST_TIMEOUT),
-                   .null_step_us = (uint32_t)options_int(&o, OPT_NULL_STEP_US)},
+                   .null_step_us = (uint32_t)options_int(&o, OPT_NULL_STEP_US),
+                   .graphs_off = options_bool(&o, OPT_DISABLE_CUDA_GRAPH),
+                   .graph_rows_max = (uint32_t)options_int(&o, OPT_CUDA_GRAPH_MAX_BS),
+                   .library_all_reduce = options_bool(&o, OPT_DISABLE_CUSTOM_ALL_REDUCE),
+                   .p2p_check = options_bool(&o, OPT_ENABLE_P2P_CHECK)},
     };
     log_init(config.name, log_get_level());
     if (check_options(&o, &err) || bus_security_init(&config.security, &o, &err))

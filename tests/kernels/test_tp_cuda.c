@@ -1,6 +1,6 @@
-/* Two GPUs as two ranks, one thread each, against the CPU backend as one rank: sums over ranks, the
- * embedding and the LM head in shares, sampling from candidates and from whole rows. Skips where
- * there are not two GPUs. */
+/* Two and four GPUs as ranks, one thread each, against the CPU backend as one rank: sums over
+ * ranks, the embedding and the LM head in shares, sampling from candidates and from whole rows.
+ * Skips where there are not two GPUs. */
 #include "tests/kernels/support.h"
 
 #include "common/mem.h"
@@ -17,7 +17,7 @@
 
 #include <cmocka.h>
 
-#define RANKS 2u
+#define RANKS_TESTED 4u /* and two; as many as there are GPUs */
 #define HIDDEN 128u
 #define INNER 512u
 #define VOCAB 4001u /* does not divide */
@@ -268,9 +268,9 @@ static void sampled_compare(const struct outcome *a, const struct outcome *b)
         }
 }
 
-static bool gpus_found(const struct ops *cuda)
+static bool gpus_found(const struct ops *cuda, uint32_t count)
 {
-    struct rank r = {.ops = cuda, .config = {.tp_size = 1, .device_index = RANKS - 1}};
+    struct rank r = {.ops = cuda, .config = {.tp_size = 1, .device_index = count - 1}};
     int rc = rank_open(&r);
 
     if (rc)
@@ -279,39 +279,39 @@ static bool gpus_found(const struct ops *cuda)
     return rc == 0;
 }
 
-static void test_two_ranks(void **state)
+static void ranks_compare(uint32_t count, bool library)
 {
     const struct ops *cuda = backend_open("cuda");
     char store[] = "/tmp/phalanx-tp-XXXXXX", path[64];
-    struct rank cpu = {.ops = backend_open("cpu"), .config = {.tp_size = 1}}, ranks[RANKS];
+    struct rank cpu = {.ops = backend_open("cpu"), .config = {.tp_size = 1}}, ranks[RANKS_TESTED];
     size_t n = (size_t)ROWS * HIDDEN; /* what the last step left */
-    pthread_t threads[RANKS];
-    (void)state;
+    pthread_t threads[RANKS_TESTED];
 
     assert_non_null(cuda);
     assert_non_null(cpu.ops);
-    if (!gpus_found(cuda))
+    if (!gpus_found(cuda, count))
         skip();
     assert_non_null(mkdtemp(store));
     outcome_alloc(&cpu.out);
-    for (uint32_t i = 0; i < RANKS; i++) {
+    for (uint32_t i = 0; i < count; i++) {
         ranks[i] = (struct rank){.ops = cuda,
                                  .config = {.rank = i,
-                                            .tp_size = RANKS,
+                                            .tp_size = count,
                                             .device_index = i,
                                             .comm_store = store,
-                                            .comm_timeout_s = 60}};
+                                            .comm_timeout_s = 60,
+                                            .library_all_reduce = library}};
         outcome_alloc(&ranks[i].out);
         assert_int_equal(pthread_create(&threads[i], NULL, rank_run, &ranks[i]), 0);
     }
     (void)rank_run(&cpu);
-    for (uint32_t i = 0; i < RANKS; i++)
+    for (uint32_t i = 0; i < count; i++)
         (void)pthread_join(threads[i], NULL);
     (void)snprintf(path, sizeof path, "%s/nccl-id", store);
     (void)unlink(path);
     (void)rmdir(store);
     assert_int_equal(cpu.out.rc, 0);
-    for (uint32_t i = 0; i < RANKS; i++) {
+    for (uint32_t i = 0; i < count; i++) {
         const struct outcome *o = &ranks[i].out;
 
         if (o->rc)
@@ -333,7 +333,7 @@ static void test_two_ranks(void **state)
                                     sizeof(float));
             }
     }
-    for (uint32_t i = 0; i < RANKS; i++) {
+    for (uint32_t i = 0; i < count; i++) {
         free(ranks[i].out.embedded);
         free(ranks[i].out.residual);
         free(ranks[i].out.normed);
@@ -341,6 +341,25 @@ static void test_two_ranks(void **state)
     free(cpu.out.embedded);
     free(cpu.out.residual);
     free(cpu.out.normed);
+}
+
+static void test_two_ranks(void **state)
+{
+    (void)state;
+    ranks_compare(2, false);
+}
+
+static void test_four_ranks(void **state)
+{
+    (void)state;
+    ranks_compare(4, false);
+}
+
+/* Without sums over peer memory. */
+static void test_library(void **state)
+{
+    (void)state;
+    ranks_compare(2, true);
 }
 
 /* A rank alone gives up in time, and says who is missing. */
@@ -376,6 +395,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_alone),
         cmocka_unit_test(test_two_ranks),
+        cmocka_unit_test(test_four_ranks),
+        cmocka_unit_test(test_library),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
