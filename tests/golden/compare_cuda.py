@@ -122,7 +122,7 @@ def error(a, truth):
 
 def compare(name, model, wide, prompts, got, new, label):
     device = model.device
-    rows, good = [], True
+    rows = []
     for i, prompt in enumerate(prompts):
         tokens = got["tokens"][i]
         truth = logits_after(wide, prompt + tokens, new)
