@@ -189,6 +189,17 @@ static void test_earlier_group(void **state)
     member_end(&again);
     assert_int_equal(again.rc, ERR_PEER);
     assert_non_null(strstr(again.err.msg, "rank 1 does not answer"));
+    for (uint32_t r = 0; r < 2; r++)
+        member_start(&m[r], r, 2, 20);
+    for (uint32_t r = 0; r < 2; r++) {
+        member_end(&m[r]);
+        assert_int_equal(m[r].rc, 0);
+        free(m[r].folder);
+    }
+    member_start(&again, 1, 2, 60);
+    member_end(&again);
+    assert_int_equal(again.rc, ERR_PEER);
+    assert_non_null(strstr(again.err.msg, "rank 0 does not answer"));
 }
 
 static void put(const char *name, const char *text)
