@@ -43,6 +43,20 @@ bundle: all
 	$(Q)cp $(DEMO_FILES) $(O)/bundle/share/phalanx/demo-model
 	@echo "$(O)/bundle: $$(du -sh $(O)/bundle | cut -f1), $$(ls $(O)/bundle/lib | wc -l) libraries"
 
+# Containers: up and ready, down, and the whole way as a test.
+.PHONY: compose compose-down compose-test
+COMPOSE_PROFILES ?= cpu
+compose:
+	$(Q)deploy/compose.sh build $(COMPOSE_PROFILES)
+	$(Q)deploy/compose.sh up $(COMPOSE_PROFILES)
+	$(Q)deploy/compose.sh wait $(COMPOSE_PROFILES)
+
+compose-down:
+	$(Q)deploy/compose.sh down $(COMPOSE_PROFILES)
+
+compose-test:
+	$(Q)PYTHON=$(O)/venv/bin/python deploy/compose-test.sh
+
 dist:
 	$(Q)mkdir -p $(O)
 	$(Q)git archive --format=tar.gz --prefix=phalanx-$(VERSION)/ -o $(O)/phalanx-$(VERSION).tar.gz HEAD

@@ -27,6 +27,8 @@ help:
 	  install "to PREFIX (DESTDIR is honoured); uninstall" \
 	  bundle "relocatable folder with its libraries: $(O)/bundle" \
 	  dist "source archive" \
+	  compose "containers: build, start, wait until ready; compose-down, compose-test" \
+	  conf "write deploy/cluster.conf from the table of options" \
 	  man "man pages in $(BUILD)/man" \
 	  clean "remove $(O)"
 

@@ -440,12 +440,13 @@ static void on_worker_down(void *ctx, struct bus_peer *peer, const char *reason)
 
     if (service_failed(s))
         return;
-    if (rank)
-        (void)err_set(s->err, ERR_PEER, "rank %u (%s) is gone: %s", (uint32_t)(rank - s->ranks),
-                      bus_peer_name(peer), reason);
-    else
-        (void)err_set(s->err, ERR_PEER, "%s is gone before it has loaded: %s", bus_peer_name(peer),
-                      reason);
+    if (!rank) {
+        /* One who ends because the scheduler before us did looks in here first. */
+        log_warn("worker=%s is gone before it has loaded: %s", bus_peer_name(peer), reason);
+        return;
+    }
+    (void)err_set(s->err, ERR_PEER, "rank %u (%s) is gone: %s", (uint32_t)(rank - s->ranks),
+                  bus_peer_name(peer), reason);
     service_fail(s);
 }
 

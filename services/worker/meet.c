@@ -21,7 +21,8 @@
 #include <unistd.h>
 
 #define POLL_MS 5
-#define SAY_US 5000000 /* who is missing is said so often */
+#define SAY_US 5000000    /* who is missing is said so often */
+#define ANSWER_US 5000000 /* who is there agrees at once */
 #define RANKS_MAX 64
 #define FILE_MAX 8192
 #define FOLDER_PREFIX "group-"
@@ -31,6 +32,7 @@ struct meet {
     uint32_t rank, size;
     uint64_t number; /* of this start of this rank; rank 0's is the folder's */
     int64_t begin_us, said_us;
+    int64_t asked_us; /* since then an answer is due; 0: not yet */
     double timeout_s;
     uint64_t seen[RANKS_MAX]; /* rank 0: numbers of the others, 0 unknown */
     bool agreed[RANKS_MAX];   /* rank 0: has acknowledged that number for this folder */
@@ -150,7 +152,7 @@ static bool meet_look(struct meet *m)
     return all && changed;
 }
 
-static int meet_propose(const struct meet *m, struct err *err)
+static int meet_propose(struct meet *m, struct err *err)
 {
     struct buf text = {0};
     int rc;
@@ -158,6 +160,7 @@ static int meet_propose(const struct meet *m, struct err *err)
     for (uint32_t r = 0; r < m->size; r++)
         buf_printf(&text, "%016" PRIx64 "\n", r ? m->seen[r] : m->number);
     rc = meet_write(m, "group", UINT32_MAX, text.data, err);
+    m->asked_us = clock_mono_us();
     buf_fini(&text);
     return rc;
 }
@@ -215,6 +218,11 @@ static int meet_wait(struct meet *m, struct err *err)
         return err_set(err, ERR_TIMEOUT,
                        "rank %" PRIu32 ": waited %g s (--dist-timeout) in %s for rank %s", m->rank,
                        m->timeout_s, m->store, missing);
+    if (m->asked_us && now_us - m->asked_us > ANSWER_US)
+        return err_set(err, ERR_PEER,
+                       "rank %" PRIu32 ": in %s rank %s does not answer: it is gone, or still in "
+                       "an earlier group, and has to be started again",
+                       m->rank, m->store, missing);
     if (now_us - m->said_us >= SAY_US) {
         m->said_us = now_us;
         log_info("rank=%" PRIu32 " waiting_for=\"%s\" store=%s", m->rank, missing, m->store);
@@ -225,8 +233,11 @@ static int meet_wait(struct meet *m, struct err *err)
 
 static int meet_lead(struct meet *m, char **folder, struct err *err)
 {
+    char *group = meet_path(m, "group", UINT32_MAX);
     int rc = 0;
 
+    (void)unlink(group); /* until a new one is there, the others wait with patience */
+    free(group);
     meet_sweep(m);
     *folder = meet_folder(m, m->number);
     if (mkdir(*folder, 0700))
@@ -242,6 +253,14 @@ static int meet_lead(struct meet *m, char **folder, struct err *err)
     return rc;
 }
 
+/* Whether there was a rank 0: it notices us, or it is dead or busy with an earlier group. */
+static bool meet_led(const struct meet *m)
+{
+    uint64_t group[RANKS_MAX];
+
+    return meet_read(m, "group", UINT32_MAX, group, m->size) == m->size;
+}
+
 static int meet_follow(struct meet *m, char **folder, struct err *err)
 {
     char text[40];
@@ -250,8 +269,13 @@ static int meet_follow(struct meet *m, char **folder, struct err *err)
 
     (void)snprintf(text, sizeof text, "%016" PRIx64 "\n", m->number);
     rc = meet_write(m, "rank", m->rank, text, err);
-    while (!rc && !(group = meet_invited(m)))
+    while (!rc && !(group = meet_invited(m))) {
+        if (!meet_led(m))
+            m->asked_us = 0;
+        else if (!m->asked_us)
+            m->asked_us = clock_mono_us();
         rc = meet_wait(m, err);
+    }
     if (rc)
         return rc;
     *folder = meet_folder(m, group);

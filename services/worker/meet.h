@@ -12,7 +12,8 @@
 #include <stdint.h>
 
 /* *folder (caller frees) exists and is empty but for what other ranks of this group wrote.
- * ERR_TIMEOUT names who is missing; ERR_IO when the store can not be written. */
+ * ERR_TIMEOUT names who is missing; ERR_PEER who was there but is dead or has gone on with an
+ * earlier group, so that all have to be started again; ERR_IO when the store can not be written. */
 int meet_in_store(const char *store, uint32_t rank, uint32_t size, double timeout_s, char **folder,
                   struct err *err);
 

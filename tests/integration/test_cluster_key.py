@@ -215,10 +215,3 @@ def test_refused_at_start(words, says):
                        text=True, timeout=20 * PATIENCE, check=False)
     assert p.returncode != 0
     assert says in p.stderr and len(p.stderr.splitlines()) == 1, p.stderr
-
-
-def test_cluster_conf_is_current():
-    made = subprocess.run([str(BIN / "phalanx"), "serve", "--conf"], capture_output=True, text=True,
-                          check=True).stdout
-    assert (REPO / "deploy/cluster.conf").read_text() == made, \
-        "`make conf` writes it anew"

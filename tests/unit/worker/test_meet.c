@@ -172,6 +172,36 @@ static void test_who_is_missing(void **state)
     assert_non_null(strstr(follower.err.msg, "rank 0"));
 }
 
+/* A rank that lives on in a group without rank 0 looks as if it were there. */
+static void test_earlier_group(void **state)
+{
+    struct member m[2] = {0}, again = {0};
+
+    (void)state;
+    for (uint32_t r = 0; r < 2; r++)
+        member_start(&m[r], r, 2, 20);
+    for (uint32_t r = 0; r < 2; r++) {
+        member_end(&m[r]);
+        assert_int_equal(m[r].rc, 0);
+        free(m[r].folder);
+    }
+    member_start(&again, 0, 2, 60);
+    member_end(&again);
+    assert_int_equal(again.rc, ERR_PEER);
+    assert_non_null(strstr(again.err.msg, "rank 1 does not answer"));
+    for (uint32_t r = 0; r < 2; r++)
+        member_start(&m[r], r, 2, 20);
+    for (uint32_t r = 0; r < 2; r++) {
+        member_end(&m[r]);
+        assert_int_equal(m[r].rc, 0);
+        free(m[r].folder);
+    }
+    member_start(&again, 1, 2, 60);
+    member_end(&again);
+    assert_int_equal(again.rc, ERR_PEER);
+    assert_non_null(strstr(again.err.msg, "rank 0 does not answer"));
+}
+
 static void put(const char *name, const char *text)
 {
     char path[128];
@@ -211,6 +241,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_meets_again, store_make, store_remove),
         cmocka_unit_test_setup_teardown(test_comes_again, store_make, store_remove),
         cmocka_unit_test_setup_teardown(test_who_is_missing, store_make, store_remove),
+        cmocka_unit_test_setup_teardown(test_earlier_group, store_make, store_remove),
         cmocka_unit_test_setup_teardown(test_junk, store_make, store_remove),
         cmocka_unit_test(test_no_store),
     };
