@@ -105,15 +105,15 @@ enum weight_kind {
     WEIGHT_VECTOR   /* (1, cols): norms and biases */
 };
 
-struct ops {
-    uint32_t abi; /* OPS_ABI */
-    const char *name;
-    bool batch_invariant;
-
 /* Bytes of a device, and how many of them nobody uses. */
 struct ops_memory {
     uint64_t total, unused;
 };
+
+struct ops {
+    uint32_t abi; /* OPS_ABI */
+    const char *name;
+    bool batch_invariant;
 
     /* 0 when this machine has a device the backend can use, else ERR_UNSUPPORTED. NULL: always. */
     int (*probe)(struct err *err);
@@ -208,11 +208,11 @@ struct ops_memory {
 
     uint64_t (*weight_bytes)(const struct device *d);
     uint64_t (*kv_bytes)(const struct device *d);
+    /* NULL: the device has no memory of its own. */
+    int (*memory)(const struct device *d, struct ops_memory *out, struct err *err);
 };
 
 /* What a backend's shared object exports. */
 __attribute__((visibility("default"))) const struct ops *phalanx_backend(void);
 
-    /* NULL: the device has no memory of its own. */
-    int (*memory)(const struct device *d, struct ops_memory *out, struct err *err);
 #endif

@@ -174,6 +174,7 @@ int cuda_act_write(struct device *d, struct act *a, uint32_t tokens, const float
 /* pool.c */
 uint64_t cuda_page_bytes(const struct device *d, uint32_t page_size);
 uint64_t cuda_pages_max(const struct device *d, uint32_t page_size);
+int cuda_memory(const struct device *d, struct ops_memory *out, struct err *err);
 int cuda_pool_alloc(struct device *d, uint32_t num_pages, uint32_t page_size, uint32_t num_slots,
                     uint32_t tokens_max, uint32_t context_max, struct err *err);
 
@@ -184,7 +185,6 @@ int cuda_slot_pages(struct device *d, uint32_t slot, uint32_t first, const uint3
                     uint32_t count, struct err *err);
 void cuda_slot_close(struct device *d, uint32_t slot);
 int cuda_step_begin(struct device *d, const struct ops_row *rows, uint32_t count, struct err *err);
-int cuda_memory(const struct device *d, struct ops_memory *out, struct err *err);
 
 int slots_reserve(struct device *d, struct err *err); /* the slot of rows that nobody asked for */
 

@@ -233,8 +233,8 @@ const struct ops *phalanx_backend(void)
         .logits = cuda_logits,
         .weight_bytes = cuda_weight_bytes,
         .kv_bytes = cuda_kv_bytes,
-    };
         .memory = cuda_memory,
+    };
 
     return &cuda;
 }

@@ -138,10 +138,6 @@ static int load_weights(struct engine *e, const struct engine_config *config,
     return rc;
 }
 
-static int load(const struct engine_config *config, const char *backend, struct engine **out,
-                struct err *err)
-{
-    struct engine *e = mem_zalloc(sizeof *e);
 /* A device of which the weights leave no page is refused before anybody waits for it. */
 static int check_memory(const struct engine *e, const struct engine_config *config, struct err *err)
 {
@@ -163,6 +159,10 @@ static int check_memory(const struct engine *e, const struct engine_config *conf
         (double)e->ops->page_bytes(e->device, e->page_size) / 1e6);
 }
 
+static int load(const struct engine_config *config, const char *backend, struct engine **out,
+                struct err *err)
+{
+    struct engine *e = mem_zalloc(sizeof *e);
     struct safetensors *checkpoint = NULL;
     int rc = backend_load(backend, &e->ops, err);
 
@@ -181,12 +181,12 @@ static int check_memory(const struct engine *e, const struct engine_config *conf
         fingerprint(e, config, checkpoint);
         rc = load_weights(e, config, checkpoint, err);
     }
+    if (!rc)
+        rc = check_memory(e, config, err);
     safetensors_free(&checkpoint);
     if (rc)
         engine_model_free(&e);
     *out = e;
-    if (!rc)
-        rc = check_memory(e, config, err);
     return rc;
 }
 
@@ -203,24 +203,24 @@ static int load_cuda(const struct engine_config *config, struct engine **out, st
 static void info(const struct engine *e, struct engine_info *out)
 {
     uint64_t pages = e->ops->pages_max(e->device, e->page_size);
+    struct ops_memory memory = {0};
+    struct err err;
 
+    if (e->ops->memory)
+        (void)e->ops->memory(e->device, &memory, &err);
     *out = (struct engine_info){
         .vocab_size = e->model.vocab_size,
         .context_length = e->context_length,
-    struct ops_memory memory = {0};
-    struct err err;
         .pages_max = pages > UINT32_MAX ? UINT32_MAX : (uint32_t)pages,
-    if (e->ops->memory)
-        (void)e->ops->memory(e->device, &memory, &err);
         .page_bytes = e->ops->page_bytes(e->device, e->page_size),
         .weight_bytes = e->ops->weight_bytes(e->device),
         .kv_bytes = e->ops->kv_bytes(e->device),
+        .memory_total = memory.total,
+        .memory_unused = memory.unused,
         .fingerprint = e->fingerprint,
         .eos_count = e->model.eos_count,
     };
     (void)snprintf(out->device, sizeof out->device, "%s", e->ops->name);
-        .memory_total = memory.total,
-        .memory_unused = memory.unused,
     memcpy(out->eos_ids, e->model.eos_ids, sizeof e->model.eos_ids);
 }
 
