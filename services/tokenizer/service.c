@@ -287,17 +287,11 @@ static void token_text(const struct service *s, uint32_t id, struct proto_str *o
     *out = text_take(&b);
 }
 
-/* The scheduler's log probabilities with the tokens' bytes. */
-static struct proto_logprob *logprob_take(const struct service *s, const struct proto_token *token)
+/* One of the scheduler's log probabilities with the tokens' bytes. */
+static void logprob_take(const struct service *s, const struct proto_logprob *from,
+                         struct proto_logprob *to)
 {
-    const struct proto_logprob *from = token->logprob;
-    struct proto_logprob *to;
-
-    if (!token->logprob_count)
-        return NULL;
-    to = mem_zalloc(sizeof *to);
-    to->id = from->id;
-    to->logprob = from->logprob;
+    *to = (struct proto_logprob){.id = from->id, .logprob = from->logprob};
     token_text(s, from->id, &to->text);
     to->top = mem_array(from->top_count, sizeof *to->top);
     to->top_count = from->top_count;
@@ -305,7 +299,6 @@ static struct proto_logprob *logprob_take(const struct service *s, const struct 
         to->top[i] = from->top[i];
         token_text(s, from->top[i].id, &to->top[i].text);
     }
-    return to;
 }
 
 static void free_str(struct proto_str s)
@@ -314,17 +307,23 @@ static void free_str(struct proto_str s)
         free((void *)(uintptr_t)s.data);
 }
 
+static void logprobs_free(struct proto_logprob *list, uint32_t count)
+{
+    for (uint32_t i = 0; i < count; i++) {
+        free_str(list[i].text);
+        for (uint32_t k = 0; k < list[i].top_count; k++)
+            free_str(list[i].top[k].text);
+        free(list[i].top);
+    }
+    free(list);
+}
+
 static void chunk_fini(struct proto_chunk *c)
 {
     free_str(c->text);
     free(c->ids);
-    for (uint32_t i = 0; i < c->logprobs_count; i++) {
-        free_str(c->logprobs[i].text);
-        for (uint32_t k = 0; k < c->logprobs[i].top_count; k++)
-            free_str(c->logprobs[i].top[k].text);
-        free(c->logprobs[i].top);
-    }
-    free(c->logprobs);
+    logprobs_free(c->logprobs, c->logprobs_count);
+    logprobs_free(c->prompt_logprobs, c->prompt_logprobs_count);
 }
 
 static void sequence_end(struct service *s, struct sequence *q)
@@ -336,30 +335,48 @@ static void sequence_end(struct service *s, struct sequence *q)
         request_end(s, r, "done");
 }
 
-/* One token of one sequence becomes a chunk. */
-static void on_token(struct service *s, const struct proto_token *token)
+/* A chunk of q without text or tokens. */
+static struct proto_chunk *chunk_new(struct service *s, const struct sequence *q)
 {
-    struct sequence *q;
-    struct request *r;
-    struct proto_chunk *c;
+    struct proto_chunk *c = outbox_add(s, q->request->key.gateway);
+
+    c->rid = q->request->key.rid;
+    c->choice = q->choice;
+    c->stop_id = -1;
+    c->prompt_tokens = (uint32_t)q->request->prompt.len;
+    return c;
+}
+
+/* The prompt's tokens from q->scored on, as the scheduler scored them; the first one, which follows
+ * nothing, goes before them. */
+static void prompt_logprobs_add(struct service *s, struct sequence *q, struct proto_chunk *c,
+                                const struct proto_logprob *list, uint32_t count)
+{
+    const struct proto_logprob first = {.id = q->request->prompt.data[0]};
+    uint32_t n = 0;
+
+    c->prompt_logprobs = mem_array((size_t)count + 1, sizeof *c->prompt_logprobs);
+    if (q->scored == 0)
+        logprob_take(s, &first, &c->prompt_logprobs[n++]);
+    for (uint32_t i = 0; i < count; i++)
+        logprob_take(s, &list[i], &c->prompt_logprobs[n++]);
+    c->prompt_logprobs_count = n;
+    q->scored += n;
+}
+
+/* The text, and how it ends. */
+static void chunk_text(struct sequence *q, const struct proto_token *token, struct proto_chunk *c)
+{
+    struct request *r = q->request;
     struct buf text = {0};
     int stop = -1;
 
-    HASH_FIND(hh, s->sequences, &token->sid, sizeof token->sid, q);
-    if (!q || !q->live || token->index < q->completion_tokens)
-        return; /* ended or aborted meanwhile, or a repeat */
-    r = q->request;
-    if (token->index > q->completion_tokens) {
-        log_error("sid=%llu token %u is missing", (unsigned long long)q->sid, q->completion_tokens);
-        request_fail(s, r, 500, "a token was lost", "", "internal_error");
-        return;
-    }
-    c = outbox_add(s, r->key.gateway);
     if (q->completion_tokens++ == 0)
         buf_append(&text, r->echo.data, r->echo.len);
     c->finish = token->finish;
-    c->stop_id = -1;
-    if (token->finish == FINISH_STOP)
+    if (r->generate.prompt_only)
+        c->finish = FINISH_LENGTH;
+    else if (token->finish == FINISH_STOP)
         c->stop_id = token->id; /* the end token itself is not text */
     else
         stop = detok_push(&q->detok, &token->id, 1, &text);
@@ -369,18 +386,44 @@ static void on_token(struct service *s, const struct proto_token *token)
     } else if (c->finish != FINISH_NONE) {
         detok_finish(&q->detok, &text);
     }
-    c->rid = r->key.rid;
-    c->choice = q->choice;
     c->text = text_take(&text);
+}
+
+/* One token of one sequence becomes a chunk. */
+static void on_token(struct service *s, const struct proto_token *token)
+{
+    struct sequence *q;
+    struct request *r;
+    struct proto_chunk *c;
+
+    HASH_FIND(hh, s->sequences, &token->sid, sizeof token->sid, q);
+    if (!q || !q->live || token->index < q->completion_tokens)
+        return; /* ended or aborted meanwhile, or a repeat */
+    r = q->request;
+    if (token->index > q->completion_tokens ||
+        (r->generate.sampling.prompt_logprobs && r->prompt.len > 1 && q->scored < r->prompt.len)) {
+        log_error("sid=%llu token %u of %u scored ones is missing", (unsigned long long)q->sid,
+                  q->completion_tokens, q->scored);
+        request_fail(s, r, 500, "a token was lost", "", "internal_error");
+        return;
+    }
+    c = chunk_new(s, q);
+    if (r->generate.sampling.prompt_logprobs && q->scored == 0)
+        prompt_logprobs_add(s, q, c, NULL, 0);
+    chunk_text(q, token, c);
+    c->cached_tokens = token->cached_tokens;
+    metric_add(&s->metrics, METRIC_TOKENIZER_TOKENS_OUT, 1);
+    if (r->generate.prompt_only)
+        return;
     c->ids = mem_array(1, sizeof *c->ids);
     c->ids[0] = token->id;
     c->ids_count = 1;
-    c->prompt_tokens = (uint32_t)r->prompt.len;
     c->completion_tokens = q->completion_tokens;
-    c->cached_tokens = token->cached_tokens;
-    c->logprobs = logprob_take(s, token);
-    c->logprobs_count = c->logprobs ? 1 : 0;
-    metric_add(&s->metrics, METRIC_TOKENIZER_TOKENS_OUT, 1);
+    if (!token->logprob_count)
+        return;
+    c->logprobs = mem_array(1, sizeof *c->logprobs);
+    c->logprobs_count = 1;
+    logprob_take(s, token->logprob, c->logprobs);
 }
 
 static void flush_outboxes(struct service *s)
@@ -416,10 +459,9 @@ static void end_finished(struct service *s, struct outbox *box)
     }
 }
 
-static void on_tokens(struct service *s, const struct proto_tokens *tokens)
+/* Sends what was gathered, and ends what it ended. */
+static void empty_outboxes(struct service *s)
 {
-    for (uint32_t i = 0; i < tokens->tokens_count; i++)
-        on_token(s, &tokens->tokens[i]);
     flush_outboxes(s);
     while (s->outboxes) { /* chunks borrow stop strings from requests: those end after sending */
         struct outbox *box = s->outboxes;
@@ -431,6 +473,31 @@ static void on_tokens(struct service *s, const struct proto_tokens *tokens)
         free(box->chunks);
         free(box);
     }
+}
+
+static void on_tokens(struct service *s, const struct proto_tokens *tokens)
+{
+    for (uint32_t i = 0; i < tokens->tokens_count; i++)
+        on_token(s, &tokens->tokens[i]);
+    empty_outboxes(s);
+}
+
+static void on_scored(struct service *s, uint64_t sid, const struct proto_scored *m)
+{
+    struct sequence *q;
+
+    HASH_FIND(hh, s->sequences, &sid, sizeof sid, q);
+    if (!q || !q->live)
+        return;
+    if (m->start != (q->scored ? q->scored : 1) ||
+        m->logprobs_count > q->request->prompt.len - m->start) {
+        log_error("sid=%llu prompt tokens from %u were scored, %u are known",
+                  (unsigned long long)sid, m->start, q->scored);
+        request_fail(s, q->request, 500, "log probabilities were lost", "", "internal_error");
+        return;
+    }
+    prompt_logprobs_add(s, q, chunk_new(s, q), m->logprobs, m->logprobs_count);
+    empty_outboxes(s);
 }
 
 /* ---- the scheduler's link ---- */
@@ -497,6 +564,9 @@ static void on_scheduler_message(void *ctx, struct bus_peer *peer,
     switch (header->type) {
     case PROTO_TOKENS:
         on_tokens(s, message);
+        break;
+    case PROTO_SCORED:
+        on_scored(s, header->id, message);
         break;
     case PROTO_STATE:
         on_state(s, message);
