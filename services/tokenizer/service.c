@@ -271,8 +271,10 @@ static struct proto_chunk *outbox_add(struct service *s, struct bus_peer *gatewa
 
 static struct proto_str text_take(struct buf *b)
 {
-    struct proto_str text = {b->data ? b->data : "", b->len};
+    struct proto_str text = {b->len ? b->data : "", b->len};
 
+    if (!b->len)
+        buf_fini(b);
     memset(b, 0, sizeof *b); /* the chunk owns the bytes until it is sent */
     return text;
 }
