@@ -93,6 +93,13 @@ struct ops_row {
     bool sample;    /* choose the token after the last one and append it to the slot */
 };
 
+/* Positions of a row, for the log probabilities of the tokens that follow them. */
+struct ops_score {
+    uint32_t row; /* index into the step's rows */
+    uint32_t start, count;
+};
+
+#define OPS_SCORES_MAX 2048 /* positions in one step */
 #define OPS_LOGPROBS_MAX 20
 struct ops_sampled {
     uint32_t slot;
@@ -189,6 +196,13 @@ struct ops {
     /* out (T, I) = silu(x Wgate^T) * (x Wup^T). */
     int (*gate_up_silu)(struct device *d, const struct act *x, const struct weight *w,
                         struct act *out, struct err *err);
+
+    /* For each position of the scores, in order: id, the known token that follows it, with its log
+     * probability and the slot's `logprobs` largest; (sum of counts) results, valid until the next
+     * step_begin. Called before sample; NULL where it is not supported. [collective] */
+    int (*score)(struct device *d, const struct act *normed, const struct weight *lm_head,
+                 const struct ops_score *scores, uint32_t count, const struct ops_sampled **results,
+                 struct err *err);
 
     /* For each row with sample: logits of its last token x W^T, then the choice: bias, penalties,
      * end_ids masked below min_tokens, temperature, top-k, top-p, min-p, and argmax of

@@ -25,7 +25,8 @@ typedef uint32_t v16u __attribute__((vector_size(4 * LANES), aligned(4)));
 #endif
 
 #define GATE_UP_ROWS 64u
-#define CANDIDATES 64u /* a rank sends for one row */
+#define CANDIDATES 64u  /* a rank sends for one row */
+#define SCORE_BLOCK 16u /* positions whose logits are there at a time */
 
 struct candidate {
     float z;   /* adjusted logit over temperature */
@@ -41,6 +42,14 @@ struct record {
     uint32_t count, top_count;
     struct candidate best[CANDIDATES];      /* falling z */
     struct candidate top[OPS_LOGPROBS_MAX]; /* falling raw, in z too */
+};
+
+/* What one rank tells the others of one scored position. */
+struct score_record {
+    float raw_max, raw_sum; /* of exp(raw - raw_max) */
+    float raw;              /* of the token that follows, where the rank holds it */
+    uint32_t top_count;
+    struct candidate top[OPS_LOGPROBS_MAX];
 };
 
 struct weight {
@@ -100,6 +109,11 @@ struct device {
     struct ops_sampled *results;
     uint32_t results_count;
     struct record *records, *all_records; /* (num_slots), (tp_size, num_slots) */
+
+    /* Scored positions. */
+    float *score_logits;                                    /* (SCORE_BLOCK, vocab_share) */
+    struct score_record *score_records, *all_score_records; /* (SCORE_BLOCK), (tp_size, ...) */
+    struct ops_sampled *scored;                             /* (OPS_SCORES_MAX) */
 };
 
 /* gemm.c */
@@ -132,6 +146,15 @@ void rms_norm(const float *x, const float *weight, uint32_t n, float eps, float 
 /* sample.c */
 int cpu_sample(struct device *d, const struct act *normed, const struct weight *lm_head,
                struct err *err);
+
+/* Keeps `list` the `max` first: falling z, ties by rising id. */
+void candidate_insert(struct candidate *list, uint32_t *count, uint32_t max, float z, float raw,
+                      uint32_t id);
+
+/* score.c */
+int cpu_score(struct device *d, const struct act *normed, const struct weight *lm_head,
+              const struct ops_score *scores, uint32_t count, const struct ops_sampled **results,
+              struct err *err);
 
 /* comms.c, comm_gloo.cc */
 extern const struct comm_kind comm_gloo;

@@ -70,6 +70,10 @@ static void pool_free(struct device *d)
     free(d->results);
     free(d->records);
     free(d->all_records);
+    free(d->score_logits);
+    free(d->score_records);
+    free(d->all_score_records);
+    free(d->scored);
 }
 
 static void cpu_device_close(struct device **self)
@@ -186,6 +190,10 @@ static void pool_buffers(struct device *d)
     d->results = mem_array(d->num_slots, sizeof *d->results);
     d->records = mem_array(d->num_slots, sizeof *d->records);
     d->all_records = mem_array(tp * d->num_slots, sizeof *d->all_records);
+    d->score_logits = mem_array((size_t)SCORE_BLOCK * d->vocab_share, sizeof *d->score_logits);
+    d->score_records = mem_array(SCORE_BLOCK, sizeof *d->score_records);
+    d->all_score_records = mem_array(tp * SCORE_BLOCK, sizeof *d->all_score_records);
+    d->scored = mem_array(OPS_SCORES_MAX, sizeof *d->scored);
 }
 
 static int cpu_pool_alloc(struct device *d, uint32_t num_pages, uint32_t page_size,
@@ -422,6 +430,7 @@ const struct ops *phalanx_backend(void)
         .attention = cpu_attention,
         .linear_reduce_norm = cpu_linear_reduce_norm,
         .gate_up_silu = cpu_gate_up_silu,
+        .score = cpu_score,
         .sample = cpu_sample,
         .step_end = cpu_step_end,
         .act_read = cpu_act_read,

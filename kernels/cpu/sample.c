@@ -32,9 +32,9 @@ static bool candidate_before(float z, uint32_t id, const struct candidate *b)
     return z > b->z || (z == b->z && id < b->id);
 }
 
-/* Keeps `list` the `max` first in order; insertion, since most ids fail the first comparison. */
-static void candidate_insert(struct candidate *list, uint32_t *count, uint32_t max, float z,
-                             float raw, uint32_t id)
+/* By insertion, since most ids fail the first comparison. */
+void candidate_insert(struct candidate *list, uint32_t *count, uint32_t max, float z, float raw,
+                      uint32_t id)
 {
     uint32_t i;
 

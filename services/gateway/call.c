@@ -86,6 +86,11 @@ void call_choice_add(struct call *call, uint32_t part, const struct proto_chunk 
     buf_append(&choice->text, chunk->text.data, chunk->text.len);
     if (call->return_ids)
         ids_add(&choice->ids, chunk);
+    if (call->dialect->prompt_logprobs && chunk->prompt_logprobs_count) {
+        call->dialect->prompt_logprobs(call, choice, chunk->prompt_logprobs,
+                                       chunk->prompt_logprobs_count);
+        choice->prompt_seen += chunk->prompt_logprobs_count; /* shown with the first token */
+    }
     if (call->logprobs && chunk->logprobs_count)
         call->dialect->logprobs(call, choice, chunk->logprobs, chunk->logprobs_count);
     if (chunk->text.len || chunk->logprobs_count || chunk->finish != FINISH_NONE ||
@@ -306,7 +311,8 @@ void call_chunk(struct call *call, uint32_t part, const struct proto_chunk *chun
     }
     before = choice_bytes(choice);
     call_choice_add(call, part, chunk);
-    choice_observe(call, choice, chunk->ids_count, now_us);
+    if (chunk->ids_count || choice->ended)
+        choice_observe(call, choice, chunk->ids_count, now_us);
     call->gw->choices_open -= choice->ended;
     if (!call->parts[part].open)
         call_part_over(call, part);

@@ -17,6 +17,7 @@ struct call_choice {
     struct buf lists[CALL_LISTS]; /* log probabilities as the dialect writes them */
     uint32_t finish;              /* enum proto_finish */
     uint32_t tokens;              /* so far */
+    uint32_t prompt_seen;         /* tokens of the prompt with log probabilities */
     uint32_t chars;               /* code points of the tokens' texts with log probabilities */
     int64_t stop_id;              /* -1: none */
     char *stop_text;              /* owned; NULL: none */
@@ -64,6 +65,9 @@ struct dialect {
     /* Appends to the choice's lists. */
     void (*logprobs)(const struct call *call, struct call_choice *choice,
                      const struct proto_logprob *logprobs, uint32_t count);
+    /* Likewise the prompt's tokens, from choice->prompt_seen on. NULL: never asked for. */
+    void (*prompt_logprobs)(const struct call *call, struct call_choice *choice,
+                            const struct proto_logprob *logprobs, uint32_t count);
     /* Appends the events for what the choice holds. */
     void (*event)(const struct call *call, uint32_t index, struct buf *out);
     void (*tail)(const struct call *call, struct buf *out);

@@ -386,3 +386,19 @@ int field_priority(struct params *p, const struct field *f, const json_t *value,
     return p->context->priorities ? field_i64(p, f, value, problem)
                                   : field_refused(p, f, value, problem);
 }
+
+int field_max_tokens(struct params *p, const struct field *f, const json_t *value,
+                     struct problem *problem)
+{
+    struct field row = *f;
+
+    row.offset = FIELD_AT(max_tokens);
+    row.low = 0;
+    row.high = HIGH_max_tokens;
+    if (field_i64(p, &row, value, problem))
+        return -1;
+    p->generate.prompt_only = p->max_tokens == 0;
+    if (p->generate.prompt_only)
+        p->max_tokens = 1;
+    return 0;
+}

@@ -49,7 +49,8 @@ field_parser field_kwargs;
 field_parser field_members; /* an object with a table of its own */
 field_parser field_stream_options;
 field_parser field_priority;
-field_parser field_refused; /* known, not supported: only its no-op values pass */
+field_parser field_max_tokens; /* max_tokens, where 0 asks for the prompt alone */
+field_parser field_refused;    /* known, not supported: only its no-op values pass */
 
 /* prompt.c */
 field_parser field_prompt;      /* string, strings, ids, lists of ids */

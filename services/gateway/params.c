@@ -19,6 +19,7 @@ static void params_init(struct params *p, const struct params_kind *kind,
     p->max_tokens = 0;
     p->top_logprobs = -1;
     p->logprobs_count = -1;
+    p->logprob_start = -1;
 }
 
 int params_parse(const struct params_kind *kind, const struct params_context *context,

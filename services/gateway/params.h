@@ -40,6 +40,7 @@ struct params {
     bool logprobs;                 /* chat, /generate: asked for */
     int64_t top_logprobs;          /* chat, /generate; -1: not given */
     int64_t logprobs_count;        /* completions; -1: not given */
+    int64_t logprob_start;         /* /generate; -1: none of the prompt */
     int64_t max_tokens;            /* 0: not given */
     int64_t max_completion_tokens; /* 0: not given */
     int64_t best_of;               /* 0: not given */

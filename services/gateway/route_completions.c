@@ -8,6 +8,7 @@
 #define MAX_TOKENS_DEFAULT 16 /* OpenAI's */
 
 static const struct field fields[] = {
+    FIELD_OWN("max_tokens", field_max_tokens), /* the first row of a name counts */
     FIELDS_OPENAI,
     FIELD_OWN("prompt", field_prompt),
     FIELD_I64("logprobs", logprobs_count, 0, HIGH_logprobs),
@@ -25,10 +26,12 @@ static int completions_finish(struct params *p, struct problem *problem)
 {
     if (!p->prompts)
         return problem_set(problem, 400, "missing_field", "prompt", "prompt is required");
-    if (p->generate.echo && p->logprobs_count >= 0)
-        return problem_set(problem, 400, "unsupported_field", "echo",
-                           "echo together with logprobs is not supported by this server");
+    if (p->generate.prompt_only && !p->generate.echo)
+        return problem_set(problem, 400, "invalid_value", "max_tokens",
+                           "max_tokens is 0: must be from 1 to %d without \"echo\": true",
+                           HIGH_max_tokens);
     p->generate.sampling.logprobs = p->logprobs_count;
+    p->generate.sampling.prompt_logprobs = p->generate.echo && p->logprobs_count >= 0;
     return 0;
 }
 
@@ -84,21 +87,36 @@ static void render_top(const struct proto_logprob *lp, struct buf *out)
 }
 
 /* Lists: tokens, token_logprobs, top_logprobs, text_offset. */
+static void add_token(struct call_choice *choice, const struct proto_logprob *lp, bool known)
+{
+    for (int k = 0; k < CALL_LISTS; k++)
+        openai_comma(&choice->lists[k]);
+    buf_json_string(&choice->lists[0], lp->text.data, lp->text.len);
+    if (known) {
+        openai_logprob(lp->logprob, &choice->lists[1]);
+        render_top(lp, &choice->lists[2]);
+    } else {
+        buf_puts(&choice->lists[1], "null");
+        buf_puts(&choice->lists[2], "null");
+    }
+    buf_printf(&choice->lists[3], "%u", (unsigned)choice->chars);
+    choice->chars += code_points(lp->text);
+}
+
 static void completions_logprobs(const struct call *call, struct call_choice *choice,
                                  const struct proto_logprob *logprobs, uint32_t count)
 {
     (void)call;
-    for (uint32_t i = 0; i < count; i++) {
-        const struct proto_logprob *lp = &logprobs[i];
+    for (uint32_t i = 0; i < count; i++)
+        add_token(choice, &logprobs[i], true);
+}
 
-        for (int k = 0; k < CALL_LISTS; k++)
-            openai_comma(&choice->lists[k]);
-        buf_json_string(&choice->lists[0], lp->text.data, lp->text.len);
-        openai_logprob(lp->logprob, &choice->lists[1]);
-        render_top(lp, &choice->lists[2]);
-        buf_printf(&choice->lists[3], "%u", (unsigned)choice->chars);
-        choice->chars += code_points(lp->text);
-    }
+static void completions_prompt(const struct call *call, struct call_choice *choice,
+                               const struct proto_logprob *logprobs, uint32_t count)
+{
+    (void)call;
+    for (uint32_t i = 0; i < count; i++)
+        add_token(choice, &logprobs[i], choice->prompt_seen + i > 0);
 }
 
 static void render_logprobs(const struct call *call, const struct call_choice *choice,
@@ -164,6 +182,7 @@ const struct dialect dialect_completions = {
     .id_prefix = "cmpl-",
     .open = completions_open,
     .logprobs = completions_logprobs,
+    .prompt_logprobs = completions_prompt,
     .event = completions_event,
     .tail = openai_tail,
     .result = completions_result,

@@ -7,10 +7,11 @@
 #include <string.h>
 
 #define MAX_TOKENS_DEFAULT 128 /* SGLang's */
+#define LISTS_OUTPUT 2         /* of a choice's lists: those before are the prompt's */
 
 static const struct field sampling_fields[] = {
     FIELDS_SAMPLING,
-    FIELD_I64("max_new_tokens", max_tokens, 1, HIGH_max_tokens),
+    FIELD_OWN("max_new_tokens", field_max_tokens),
     FIELD_U32("min_new_tokens", generate.sampling.min_tokens, 0, HIGH_min_tokens),
     FIELD_OWN("sampling_seed", field_seed),
     FIELD_OWN("seed", field_seed),
@@ -34,7 +35,7 @@ static const struct field fields[] = {
     FIELD_BOOL("return_logprob", logprobs),
     FIELD_I64("top_logprobs_num", top_logprobs, 0, HIGH_logprobs),
     {.name = "rid", .parse = field_string, .offset = FIELD_AT(rid)},
-    FIELD_REFUSED("logprob_start_len", "[-1]"),
+    FIELD_I64("logprob_start_len", logprob_start, -1, 0),
     FIELD_REFUSED("token_ids_logprob", "[]"),
     FIELD_REFUSED("return_text_in_logprobs", "[true]"),
     FIELD_REFUSED("input_embeds", "[]"),
@@ -60,39 +61,55 @@ static int generate_finish(struct params *p, struct problem *problem)
         return problem_set(problem, 400, "invalid_value", "rid", "rid is for a single prompt");
     if (p->logprobs)
         p->generate.sampling.logprobs = p->top_logprobs > 0 ? p->top_logprobs : 0;
+    p->generate.sampling.prompt_logprobs = p->logprobs && p->logprob_start == 0;
     return 0;
 }
 
-static void render_token(double logprob, uint32_t id, struct proto_str text, struct buf *out)
+static void render_token(double logprob, uint32_t id, struct proto_str text, bool known,
+                         struct buf *out)
 {
     buf_putc(out, '[');
-    openai_logprob(logprob, out);
+    if (known)
+        openai_logprob(logprob, out);
+    else
+        buf_puts(out, "null");
     buf_printf(out, ",%u,", (unsigned)id);
     buf_json_string(out, text.data, text.len);
     buf_putc(out, ']');
 }
 
-/* Lists: output_token_logprobs, output_top_logprobs. */
+static void add_token(struct buf *tokens, struct buf *top, const struct proto_logprob *lp,
+                      bool known)
+{
+    openai_comma(tokens);
+    render_token(lp->logprob, lp->id, lp->text, known, tokens);
+    openai_comma(top);
+    if (!lp->top_count)
+        buf_puts(top, "null");
+    for (uint32_t k = 0; k < lp->top_count; k++) {
+        buf_putc(top, k ? ',' : '[');
+        render_token(lp->top[k].logprob, lp->top[k].id, lp->top[k].text, true, top);
+    }
+    if (lp->top_count)
+        buf_putc(top, ']');
+}
+
+/* Lists: tokens and alternatives of the prompt, then those of the output. */
 static void generate_logprobs(const struct call *call, struct call_choice *choice,
                               const struct proto_logprob *logprobs, uint32_t count)
 {
     (void)call;
-    for (uint32_t i = 0; i < count; i++) {
-        const struct proto_logprob *lp = &logprobs[i];
-        struct buf *top = &choice->lists[1];
+    for (uint32_t i = 0; i < count; i++)
+        add_token(&choice->lists[LISTS_OUTPUT], &choice->lists[LISTS_OUTPUT + 1], &logprobs[i],
+                  true);
+}
 
-        openai_comma(&choice->lists[0]);
-        render_token(lp->logprob, lp->id, lp->text, &choice->lists[0]);
-        openai_comma(top);
-        if (!lp->top_count)
-            buf_puts(top, "null");
-        for (uint32_t k = 0; k < lp->top_count; k++) {
-            buf_putc(top, k ? ',' : '[');
-            render_token(lp->top[k].logprob, lp->top[k].id, lp->top[k].text, top);
-        }
-        if (lp->top_count)
-            buf_putc(top, ']');
-    }
+static void generate_prompt(const struct call *call, struct call_choice *choice,
+                            const struct proto_logprob *logprobs, uint32_t count)
+{
+    (void)call;
+    for (uint32_t i = 0; i < count; i++)
+        add_token(&choice->lists[0], &choice->lists[1], &logprobs[i], choice->prompt_seen + i > 0);
 }
 
 static void render_finish(const struct call_choice *choice, struct buf *out)
@@ -116,6 +133,8 @@ static void render_finish(const struct call_choice *choice, struct buf *out)
 
 static void render_choice(const struct call *call, uint32_t index, struct buf *out)
 {
+    static const char *const names[CALL_LISTS] = {"input_token_logprobs", "input_top_logprobs",
+                                                  "output_token_logprobs", "output_top_logprobs"};
     const struct call_choice *choice = &call->choices[index];
     const struct call_part *part = &call->parts[index / call->n];
 
@@ -129,12 +148,10 @@ static void render_choice(const struct call *call, uint32_t index, struct buf *o
     buf_printf(out, ",\"prompt_tokens\":%u,\"completion_tokens\":%u,\"cached_tokens\":%u",
                (unsigned)part->prompt_tokens, (unsigned)choice->tokens,
                (unsigned)part->cached_tokens);
-    if (call->logprobs) {
-        buf_puts(out, ",\"input_token_logprobs\":[],\"input_top_logprobs\":[],"
-                      "\"output_token_logprobs\":[");
-        buf_append(out, choice->lists[0].data, choice->lists[0].len);
-        buf_puts(out, "],\"output_top_logprobs\":[");
-        buf_append(out, choice->lists[1].data, choice->lists[1].len);
+    for (int k = 0; call->logprobs && k < CALL_LISTS; k++) {
+        buf_printf(out, ",\"%s\":[", names[k]);
+        if (k >= LISTS_OUTPUT || !choice->begun) /* the prompt's are in the first event alone */
+            buf_append(out, choice->lists[k].data, choice->lists[k].len);
         buf_putc(out, ']');
     }
     buf_putc(out, '}');
@@ -174,6 +191,7 @@ const struct dialect dialect_generate = {
     .id_prefix = "gen-",
     .cumulative = true,
     .logprobs = generate_logprobs,
+    .prompt_logprobs = generate_prompt,
     .event = generate_event,
     .tail = generate_tail,
     .result = generate_result,

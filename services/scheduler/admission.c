@@ -87,6 +87,30 @@ static int check_prompt(const struct scheduler_config *config,
     return check_ids(config, request->prompt, request->prompt_count, "prompt", refusal, err);
 }
 
+static int check_prompt_logprobs(const struct scheduler_config *config,
+                                 const struct scheduler_request *request,
+                                 struct scheduler_refusal *refusal, struct err *err)
+{
+    const struct proto_sampling *s = request->sampling;
+
+    if (!s->prompt_logprobs)
+        return 0;
+    if (!config->prompt_logprobs) {
+        *refusal = (struct scheduler_refusal){"logprobs", "unsupported_field"};
+        return err_set(err, ERR_INVALID,
+                       "log probabilities of the prompt's tokens are not supported on this "
+                       "server's device");
+    }
+    if (s->logprobs < 0)
+        return err_set(err, refuse(refusal, "logprobs"),
+                       "prompt_logprobs without a number of logprobs");
+    if ((uint64_t)request->prompt_count * (uint64_t)(s->logprobs + 1) > LIMIT_PROMPT_LOGPROBS)
+        return err_set(err, refuse(refusal, "logprobs"),
+                       "%u prompt tokens with %u log probabilities each, at most %d in all",
+                       request->prompt_count, (uint32_t)s->logprobs + 1, LIMIT_PROMPT_LOGPROBS);
+    return 0;
+}
+
 static uint32_t min_u32(uint32_t a, uint32_t b)
 {
     return a < b ? a : b;
@@ -128,7 +152,8 @@ int admission_check(const struct scheduler_config *config, const struct schedule
     *resolved = *s;
     if ((rc = check_prompt(config, request, refusal, err)) ||
         (rc = check_sampling(s, refusal, err)) || (rc = check_stop_ids(config, s, refusal, err)) ||
-        (rc = check_bias(config, s, refusal, err)))
+        (rc = check_bias(config, s, refusal, err)) ||
+        (rc = check_prompt_logprobs(config, request, refusal, err)))
         return rc;
     return resolve_lengths(config, request->prompt_count, resolved, refusal, err);
 }

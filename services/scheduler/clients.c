@@ -39,27 +39,37 @@ void client_remove(struct client *client)
     client->peer = NULL;
 }
 
+static void client_send(struct client *client, struct scheduler *core, enum proto_type type,
+                        uint64_t sid, const void *message)
+{
+    struct err err;
+    uint32_t aborted;
+
+    if (bus_send(client->peer, type, sid, message, &err) == 0)
+        return;
+    aborted = scheduler_abort_owner(core, client->owner);
+    log_warn("tokenizer=%s aborted=%u it takes no more tokens: %s", bus_peer_name(client->peer),
+             aborted, err.msg);
+}
+
 void clients_send(struct clients *c, struct scheduler *core, const struct scheduler_output *out,
                   uint32_t count)
 {
     for (uint32_t i = 0; i < count; i++) {
         struct client *client = &c->list[out[i].owner % CLIENTS_MAX];
 
-        client->tokens[client->tokens_count++] = out[i].token;
+        if (out[i].prompt.logprobs_count)
+            client_send(client, core, PROTO_SCORED, out[i].token.sid, &out[i].prompt);
+        if (out[i].chosen)
+            client->tokens[client->tokens_count++] = out[i].token;
     }
     for (size_t i = 0; i < CLIENTS_MAX; i++) {
         struct client *client = &c->list[i];
         struct proto_tokens message = {client->tokens, client->tokens_count};
-        struct err err;
-        uint32_t aborted;
 
         if (client->tokens_count == 0)
             continue;
         client->tokens_count = 0;
-        if (bus_send(client->peer, PROTO_TOKENS, 0, &message, &err) == 0)
-            continue;
-        aborted = scheduler_abort_owner(core, client->owner);
-        log_warn("tokenizer=%s aborted=%u it takes no more tokens: %s", bus_peer_name(client->peer),
-                 aborted, err.msg);
+        client_send(client, core, PROTO_TOKENS, 0, &message);
     }
 }

@@ -29,7 +29,8 @@ void clients_fini(struct clients *c);
 struct client *clients_add(struct clients *c, struct bus_peer *peer);
 void client_remove(struct client *client);
 
-/* Sends the outputs of a step, one TOKENS message to each tokenizer. One that can not take any
+/* Sends the outputs of a step, one TOKENS message to each tokenizer and what was
+ * scored before it. One that can not take any
  * more loses its sequences: what it misses can not be made up for. */
 void clients_send(struct clients *c, struct scheduler *core, const struct scheduler_output *out,
                   uint32_t count);

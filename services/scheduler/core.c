@@ -67,6 +67,7 @@ static void step_init(struct step *step, uint32_t slots_max)
     m->opened = mem_array(slots_max, sizeof *m->opened);
     m->pages = mem_array(slots_max, sizeof *m->pages);
     m->rows = mem_array(slots_max, sizeof *m->rows);
+    m->scores = mem_array(slots_max, sizeof *m->scores);
     step->sequences = mem_array(slots_max, sizeof(struct sequence *));
     step->queue_us = mem_array(slots_max, sizeof *step->queue_us);
     step->out.queue_us = step->queue_us;
@@ -78,6 +79,7 @@ static void step_fini(struct step *step)
     free(step->out.message.opened);
     free(step->out.message.pages);
     free(step->out.message.rows);
+    free(step->out.message.scores);
     free(step->sequences);
     free(step->queue_us);
 }

@@ -40,6 +40,7 @@ struct scheduler_config {
     uint64_t hash_seed;      /* of the prefix tree: random */
     double conservativeness; /* of the estimate of what sequences will need; 1 is usual */
     int64_t preempt_above;   /* difference of priority, see memory_preempt */
+    bool prompt_logprobs;    /* the workers can compute them */
     const uint32_t *eos_ids; /* copied */
     uint32_t eos_ids_count;
 };
@@ -66,10 +67,12 @@ struct scheduler_step {
     const int64_t *queue_us; /* how long each of message.opened has waited */
 };
 
-/* A new token, for the owner of the sequence. */
+/* A new token or log probabilities of the prompt (or both), for the owner of the sequence. */
 struct scheduler_output {
     uint64_t owner;
-    struct proto_token token; /* logprob points to the results given to scheduler_apply */
+    bool chosen;                /* there is a token; token.sid is always there */
+    struct proto_token token;   /* logprob points to the results given to scheduler_apply */
+    struct proto_scored prompt; /* so does logprobs; none: logprobs_count is 0 */
 };
 
 struct scheduler_stats {
@@ -112,9 +115,9 @@ uint32_t scheduler_abort_owner(struct scheduler *s, uint64_t owner);
 /* The next step, NULL when there is nothing to do or too many steps are in flight. */
 const struct scheduler_step *scheduler_plan(struct scheduler *s, int64_t now_us);
 
-/* Takes the result of the oldest step in flight: one proto_sampled a row with sample, in order.
- * *out is valid until the next scheduler_apply. ERR_PROTOCOL (nothing has changed then): another
- * step, slot or count than planned, or an id outside of the vocabulary. */
+/* Takes the result of the oldest step in flight: one proto_sampled a row with sample or score, in
+ * order. *out is valid until the next scheduler_apply. ERR_PROTOCOL (nothing has changed then):
+ * another step, slot or count than planned, or an id outside of the vocabulary. */
 int scheduler_apply(struct scheduler *s, uint64_t number, const struct proto_sampled *results,
                     uint32_t results_count, const struct scheduler_output **out,
                     uint32_t *out_count, struct err *err);

@@ -85,6 +85,7 @@ static void loaded_first(struct group *g, const struct proto_loaded *m)
     g->context_length = m->context_length;
     g->fingerprint = m->fingerprint;
     g->pages_max = UINT32_MAX;
+    g->prompt_logprobs = true;
     g->eos_ids_count = m->eos_ids_count; /* at most 64: the field's bound */
     if (m->eos_ids_count)
         memcpy(g->eos_ids, m->eos_ids, m->eos_ids_count * sizeof *m->eos_ids);
@@ -102,6 +103,7 @@ int group_loaded(struct group *g, const struct proto_loaded *m, struct err *err)
     if (rc)
         return rc;
     g->loaded |= bit(m->rank);
+    g->prompt_logprobs = g->prompt_logprobs && m->prompt_logprobs;
     if (m->pages_max < g->pages_max) {
         g->pages_max = m->pages_max;
         g->pages_max_rank = m->rank;
@@ -152,41 +154,62 @@ static void *grow(void *data, uint32_t *cap, uint32_t count, size_t size)
     return mem_resize(data, *cap, size);
 }
 
-/* The numbers alone: between scheduler and tokenizer, tokens have no text. */
-static void results_copy(struct results *r, const struct proto_sampled *from, uint32_t count)
+static uint32_t alternatives_count(const struct proto_logprob *list, uint32_t count)
 {
-    uint32_t logprobs = 0, alternatives = 0;
+    uint32_t sum = 0;
+
+    for (uint32_t i = 0; i < count; i++)
+        sum += list[i].top_count;
+    return sum;
+}
+
+/* What of the memory of results is in use. */
+struct taken {
+    uint32_t logprobs, alternatives;
+};
+
+/* The numbers alone: between scheduler and tokenizer, tokens have no text. */
+static struct proto_logprob *logprobs_copy(struct results *r, struct taken *taken,
+                                           const struct proto_logprob *from, uint32_t count)
+{
+    struct proto_logprob *copies = r->logprobs + taken->logprobs;
 
     for (uint32_t i = 0; i < count; i++) {
-        logprobs += from[i].logprob_count;
-        for (uint32_t k = 0; k < from[i].logprob_count; k++)
-            alternatives += from[i].logprob[k].top_count;
+        copies[i] = (struct proto_logprob){.id = from[i].id,
+                                           .logprob = from[i].logprob,
+                                           .top = r->alternatives + taken->alternatives,
+                                           .top_count = from[i].top_count};
+        for (uint32_t k = 0; k < from[i].top_count; k++)
+            r->alternatives[taken->alternatives++] = (struct proto_alternative){
+                .id = from[i].top[k].id, .logprob = from[i].top[k].logprob};
+    }
+    taken->logprobs += count;
+    return copies;
+}
+
+static void results_copy(struct results *r, const struct proto_sampled *from, uint32_t count)
+{
+    struct taken all = {0}, taken = {0};
+
+    for (uint32_t i = 0; i < count; i++) {
+        all.logprobs += from[i].logprob_count + from[i].prompt_count;
+        all.alternatives += alternatives_count(from[i].logprob, from[i].logprob_count) +
+                            alternatives_count(from[i].prompt, from[i].prompt_count);
     }
     r->sampled = grow(r->sampled, &r->sampled_cap, count, sizeof *r->sampled);
-    r->logprobs = grow(r->logprobs, &r->logprobs_cap, logprobs, sizeof *r->logprobs);
+    r->logprobs = grow(r->logprobs, &r->logprobs_cap, all.logprobs, sizeof *r->logprobs);
     r->alternatives =
-        grow(r->alternatives, &r->alternatives_cap, alternatives, sizeof *r->alternatives);
+        grow(r->alternatives, &r->alternatives_cap, all.alternatives, sizeof *r->alternatives);
     r->count = count;
-    logprobs = alternatives = 0;
     for (uint32_t i = 0; i < count; i++) {
         struct proto_sampled *to = &r->sampled[i];
 
         *to = (struct proto_sampled){.slot = from[i].slot,
                                      .id = from[i].id,
-                                     .logprob = r->logprobs + logprobs,
-                                     .logprob_count = from[i].logprob_count};
-        for (uint32_t k = 0; k < to->logprob_count; k++) {
-            const struct proto_logprob *source = &from[i].logprob[k];
-            struct proto_logprob *copy = &r->logprobs[logprobs++];
-
-            *copy = (struct proto_logprob){.id = source->id,
-                                           .logprob = source->logprob,
-                                           .top = r->alternatives + alternatives,
-                                           .top_count = source->top_count};
-            for (uint32_t j = 0; j < source->top_count; j++)
-                r->alternatives[alternatives++] = (struct proto_alternative){
-                    .id = source->top[j].id, .logprob = source->top[j].logprob};
-        }
+                                     .logprob_count = from[i].logprob_count,
+                                     .prompt_count = from[i].prompt_count};
+        to->logprob = logprobs_copy(r, &taken, from[i].logprob, from[i].logprob_count);
+        to->prompt = logprobs_copy(r, &taken, from[i].prompt, from[i].prompt_count);
     }
 }
 

@@ -47,6 +47,7 @@ struct group {
     uint64_t weight_bytes;
     uint32_t eos_ids[64];
     uint32_t eos_ids_count;
+    bool prompt_logprobs; /* every rank can compute them */
     char device[17];
     struct round rounds[SCHEDULER_STEPS_MAX]; /* the oldest first */
     uint32_t rounds_count;

@@ -12,7 +12,8 @@ static void step_clear(struct step *step, uint64_t number)
     struct proto_step *m = &step->out.message;
 
     m->step = number;
-    m->closed_count = m->opened_count = m->pages_count = m->rows_count = 0;
+    m->closed_count = m->opened_count = m->pages_count = m->rows_count = m->scores_count = 0;
+    step->scores_left = LIMIT_STEP_SCORES;
 }
 
 /* Takes pages for the positions below end; the message points into the sequence's own table. */
@@ -32,6 +33,32 @@ static void plan_pages(struct scheduler *s, struct proto_step *m, struct sequenc
     seq->pages_told = seq->pages_count;
 }
 
+/* Most tokens of seq from `start` on that the log probabilities wanted of them leave room for. */
+static uint32_t scores_room(const struct step *step, const struct sequence *seq, uint32_t start)
+{
+    uint32_t first = start > seq->scored ? start : seq->scored;
+    uint32_t end = sequence_scores_end(seq);
+
+    if (first >= end || end - first <= step->scores_left)
+        return UINT32_MAX;
+    return first - start + step->scores_left;
+}
+
+/* Each position is scored once, also when a retracted sequence is computed again. */
+static void plan_score(struct step *step, const struct sequence *seq, uint32_t count)
+{
+    struct proto_step *m = &step->out.message;
+    uint32_t first = seq->computed > seq->scored ? seq->computed : seq->scored;
+    uint32_t end = sequence_scores_end(seq);
+
+    if (end > seq->computed + count)
+        end = seq->computed + count;
+    if (first >= end)
+        return;
+    m->scores[m->scores_count++] = (struct proto_score){seq->slot, first, end - first};
+    step->scores_left -= end - first;
+}
+
 /* One row: the next count tokens of seq, with a sample where they are the last known ones. */
 static void plan_row(struct scheduler *s, struct step *step, struct sequence *seq, uint32_t count)
 {
@@ -42,6 +69,7 @@ static void plan_row(struct scheduler *s, struct step *step, struct sequence *se
     step->sequences[m->rows_count] = seq;
     m->rows[m->rows_count++] = (struct proto_row){
         .slot = seq->slot, .start = seq->computed, .count = count, .sample = sample};
+    plan_score(step, seq, count);
     seq->computed += count;
     seq->planned += sample;
     seq->last_step = m->step;
@@ -82,9 +110,11 @@ static uint32_t tokens_room(const struct scheduler *s, const struct sequence *se
 static bool plan_chunk(struct scheduler *s, struct step *step, struct sequence *seq, uint32_t *left)
 {
     uint32_t count = sequence_pending(seq);
-    uint32_t room = tokens_room(s, seq);
+    uint32_t room = tokens_room(s, seq), scores = scores_room(step, seq, seq->computed);
     bool last;
 
+    if (*left > scores)
+        *left = scores; /* nothing of a step goes past a prompt that is cut */
     if (count > *left)
         count = *left;
     if (count > room)
@@ -165,6 +195,17 @@ static void plan_open(struct scheduler *s, struct step *step, struct sequence *s
     };
 }
 
+/* Most pages that may come from the tree: tokens that are scored, and the last one that is known,
+ * are computed. */
+static uint32_t match_max(const struct scheduler *s, const struct sequence *seq)
+{
+    uint32_t most = sequence_known(seq) - 1;
+
+    if (seq->scored < sequence_scores_end(seq))
+        most = seq->scored;
+    return most / s->config.page_size;
+}
+
 /* Looks up what of seq the tree knows; the last known token is always computed. False: it waits for
  * pages of this step. */
 static bool plan_match(struct scheduler *s, struct sequence *seq, uint64_t step,
@@ -173,8 +214,7 @@ static bool plan_match(struct scheduler *s, struct sequence *seq, uint64_t step,
     *place = (struct prefix_place){.page = PREFIX_ROOT};
     if (!s->config.prefix_cache)
         return true;
-    prefix_match(&s->tree, seq->tokens, (sequence_known(seq) - 1) / s->config.page_size,
-                 &seq->place);
+    prefix_match(&s->tree, seq->tokens, match_max(s, seq), &seq->place);
     *place = seq->place;
     prefix_climb_ready(&s->tree, step, place);
     return place->depth == seq->place.depth || !worth_waiting(s, seq, place->depth);
@@ -196,6 +236,8 @@ static void plan_start(struct scheduler *s, struct step *step, uint32_t *left, i
             DL_APPEND(skipped, seq);
             continue;
         }
+        if (!scores_room(step, seq, place.depth * s->config.page_size))
+            break;
         opened += sequence_known(seq);
         if (m->opened_count && opened > LIMIT_PROMPT_IDS)
             break; /* bounds the STEP message, of which cached tokens are a part too */

@@ -76,6 +76,11 @@ uint32_t sequence_known(const struct sequence *seq)
     return seq->prompt_count + seq->generated;
 }
 
+uint32_t sequence_scores_end(const struct sequence *seq)
+{
+    return seq->sampling.prompt_logprobs ? seq->prompt_count - 1 : 0;
+}
+
 uint32_t sequence_pending(const struct sequence *seq)
 {
     if (seq->planned >= seq->sampling.max_tokens)

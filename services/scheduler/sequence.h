@@ -33,6 +33,7 @@ struct sequence {
     uint32_t generated;
     uint32_t planned;   /* tokens after the prompt, with those that steps in flight will choose */
     uint32_t computed;  /* positions computed, with those of steps in flight */
+    uint32_t scored;    /* positions before it have had their log probabilities, or want none */
     uint64_t last_step; /* newest step with a row of this sequence */
     uint32_t slot;
     uint32_t *pages;
@@ -63,6 +64,9 @@ void sequence_stop(struct sequence *seq);
 
 /* Prompt and generated tokens. */
 uint32_t sequence_known(const struct sequence *seq);
+
+/* Positions whose log probabilities are wanted end before this one. */
+uint32_t sequence_scores_end(const struct sequence *seq);
 
 /* Tokens that can be planned now: known or about to be chosen, and not computed. */
 uint32_t sequence_pending(const struct sequence *seq);

@@ -297,6 +297,7 @@ static int core_start(struct service *s, struct err *err)
         .prefix_cache = c->prefix_cache,
         .conservativeness = c->conservativeness,
         .preempt_above = c->preempt_above,
+        .prompt_logprobs = g->prompt_logprobs,
         .eos_ids = g->eos_ids,
         .eos_ids_count = g->eos_ids_count,
     };

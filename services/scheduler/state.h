@@ -13,6 +13,7 @@ struct step {
     struct scheduler_step out;
     struct sequence **sequences; /* of each row */
     int64_t *queue_us;
+    uint32_t scores_left; /* positions that may still be scored: bounds the answer */
 };
 
 struct scheduler {

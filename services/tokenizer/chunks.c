@@ -55,17 +55,11 @@ static struct proto_str token_text(const struct tokenizer *t, uint32_t id)
     return text_take(&b);
 }
 
-void chunk_set_logprob(struct proto_chunk *c, const struct tokenizer *t,
-                       const struct proto_token *token)
+/* One of the scheduler's log probabilities with the tokens' bytes. */
+static void logprob_take(const struct tokenizer *t, const struct proto_logprob *from,
+                         struct proto_logprob *to)
 {
-    const struct proto_logprob *from = token->logprob;
-    struct proto_logprob *to;
-
-    if (!token->logprob_count)
-        return;
-    to = mem_zalloc(sizeof *to);
-    to->id = from->id;
-    to->logprob = from->logprob;
+    *to = (struct proto_logprob){.id = from->id, .logprob = from->logprob};
     to->text = token_text(t, from->id);
     to->top = mem_array(from->top_count, sizeof *to->top);
     to->top_count = from->top_count;
@@ -73,8 +67,30 @@ void chunk_set_logprob(struct proto_chunk *c, const struct tokenizer *t,
         to->top[i] = from->top[i];
         to->top[i].text = token_text(t, from->top[i].id);
     }
-    c->logprobs = to;
+}
+
+void chunk_set_logprob(struct proto_chunk *c, const struct tokenizer *t,
+                       const struct proto_token *token)
+{
+    if (!token->logprob_count)
+        return;
+    c->logprobs = mem_array(1, sizeof *c->logprobs);
     c->logprobs_count = 1;
+    logprob_take(t, token->logprob, c->logprobs);
+}
+
+void chunk_set_prompt_logprobs(struct proto_chunk *c, const struct tokenizer *t,
+                               const uint32_t *first, const struct proto_logprob *list,
+                               uint32_t count)
+{
+    uint32_t n = 0;
+
+    c->prompt_logprobs = mem_array((size_t)count + 1, sizeof *c->prompt_logprobs);
+    if (first)
+        logprob_take(t, &(struct proto_logprob){.id = *first}, &c->prompt_logprobs[n++]);
+    for (uint32_t i = 0; i < count; i++)
+        logprob_take(t, &list[i], &c->prompt_logprobs[n++]);
+    c->prompt_logprobs_count = n;
 }
 
 static void free_str(struct proto_str s)
@@ -83,17 +99,23 @@ static void free_str(struct proto_str s)
         free((void *)(uintptr_t)s.data);
 }
 
+static void logprobs_free(struct proto_logprob *list, uint32_t count)
+{
+    for (uint32_t i = 0; i < count; i++) {
+        free_str(list[i].text);
+        for (uint32_t k = 0; k < list[i].top_count; k++)
+            free_str(list[i].top[k].text);
+        free(list[i].top);
+    }
+    free(list);
+}
+
 static void chunk_fini(struct proto_chunk *c)
 {
     free_str(c->text);
     free(c->ids);
-    for (uint32_t i = 0; i < c->logprobs_count; i++) {
-        free_str(c->logprobs[i].text);
-        for (uint32_t k = 0; k < c->logprobs[i].top_count; k++)
-            free_str(c->logprobs[i].top[k].text);
-        free(c->logprobs[i].top);
-    }
-    free(c->logprobs);
+    logprobs_free(c->logprobs, c->logprobs_count);
+    logprobs_free(c->prompt_logprobs, c->prompt_logprobs_count);
 }
 
 void outbox_drop(struct outbox **list)

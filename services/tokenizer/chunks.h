@@ -1,5 +1,5 @@
-/* Chunks on their way to gateways: gathered while one TOKENS message is worked on, one CHUNKS
- * message for each gateway. */
+/* Chunks on their way to gateways: gathered while one message of a scheduler is worked on, one
+ * CHUNKS message for each gateway. */
 #ifndef PHALANX_TOKENIZER_CHUNKS_H
 #define PHALANX_TOKENIZER_CHUNKS_H
 
@@ -26,5 +26,11 @@ void chunk_take_text(struct proto_chunk *c, struct buf *text);
 /* The token's log probabilities, when there are any, with the bytes of the tokens. */
 void chunk_set_logprob(struct proto_chunk *c, const struct tokenizer *t,
                        const struct proto_token *token);
+
+/* Log probabilities of tokens of the prompt. first: the prompt's first token, which follows nothing
+ * and goes before them; NULL: they go on. */
+void chunk_set_prompt_logprobs(struct proto_chunk *c, const struct tokenizer *t,
+                               const uint32_t *first, const struct proto_logprob *list,
+                               uint32_t count);
 
 #endif

@@ -8,7 +8,10 @@
 #include <string.h>
 #include <time.h>
 
-#define LIMIT_PROMPT_IDS 1048576u /* as in proto/limits.def */
+#define COUNT(NAME, high, what) NAME = (high),
+enum request_limit {
+#include "proto/limits.def"
+};
 
 struct request *request_new(const struct proto_header *header, const struct proto_generate *g,
                             struct err *err)
@@ -85,6 +88,22 @@ out:
     return rc;
 }
 
+/* All choices get them: the whole answer is bounded. */
+static int check_prompt_logprobs(const struct request *r, struct err *err)
+{
+    const struct proto_sampling *s = &r->generate.sampling;
+
+    if (!s->prompt_logprobs || s->logprobs < 0)
+        return 0;
+    if ((uint64_t)r->prompt.len * r->generate.n * (uint64_t)(s->logprobs + 1) <=
+        LIMIT_PROMPT_LOGPROBS)
+        return 0;
+    return err_set(err, ERR_INVALID,
+                   "%zu prompt tokens in %u choices with %u log probabilities each: at most %d in "
+                   "all",
+                   r->prompt.len, r->generate.n, (uint32_t)s->logprobs + 1, LIMIT_PROMPT_LOGPROBS);
+}
+
 int request_encode(struct request *r, const struct tokenizer *t, const struct chat *chat,
                    struct err *err)
 {
@@ -114,7 +133,7 @@ int request_encode(struct request *r, const struct tokenizer *t, const struct ch
     }
     if (!rc && !r->prompt.len)
         rc = err_set(err, ERR_INVALID, "the prompt is empty: it has no tokens");
-    return rc;
+    return rc ? rc : check_prompt_logprobs(r, err);
 }
 
 void request_sequences(struct request *r, const struct tokenizer *t, uint64_t first_sid)

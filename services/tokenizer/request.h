@@ -21,7 +21,8 @@ struct sequence {
     uint32_t choice;
     struct detok detok;
     uint32_t completion_tokens;
-    bool live; /* the scheduler may still send tokens */
+    uint32_t scored; /* prompt tokens whose log probabilities are passed on */
+    bool live;       /* the scheduler may still send tokens */
     UT_hash_handle hh;
 };
 

@@ -269,30 +269,42 @@ static void sequence_end(struct service *s, struct sequence *q)
         request_end(s, r, "done");
 }
 
-/* One token of one sequence becomes a chunk. */
-static void on_token(struct service *s, const struct replica *from, const struct proto_token *token)
+/* A chunk of q without text or tokens. */
+static struct proto_chunk *chunk_new(struct service *s, const struct sequence *q)
 {
-    struct sequence *q;
-    struct request *r;
-    struct proto_chunk *c;
+    struct proto_chunk *c = outbox_add(&s->outboxes, q->request->key.gateway);
+
+    c->rid = q->request->key.rid;
+    c->choice = q->choice;
+    c->stop_id = -1;
+    c->prompt_tokens = (uint32_t)q->request->prompt.len;
+    return c;
+}
+
+/* The prompt's tokens from q->scored on, as the scheduler scored them; the first one, which follows
+ * nothing, goes before them. */
+static void prompt_logprobs_add(struct service *s, struct sequence *q, struct proto_chunk *c,
+                                const struct proto_logprob *list, uint32_t count)
+{
+    const uint32_t *first = q->scored == 0 ? q->request->prompt.data : NULL;
+
+    chunk_set_prompt_logprobs(c, s->tokenizer, first, list, count);
+    q->scored += c->prompt_logprobs_count;
+}
+
+/* The text, and how it ends. */
+static void chunk_text(struct sequence *q, const struct proto_token *token, struct proto_chunk *c)
+{
+    struct request *r = q->request;
     struct buf text = {0};
     int stop = -1;
 
-    HASH_FIND(hh, s->sequences, &token->sid, sizeof token->sid, q);
-    if (!q || !q->live || q->request->replica != from || token->index < q->completion_tokens)
-        return; /* ended or aborted meanwhile, or a repeat */
-    r = q->request;
-    if (token->index > q->completion_tokens) {
-        log_error("sid=%llu token %u is missing", (unsigned long long)q->sid, q->completion_tokens);
-        request_fail(s, r, 500, "a token was lost", "", "internal_error");
-        return;
-    }
-    c = outbox_add(&s->outboxes, r->key.gateway);
     if (q->completion_tokens++ == 0)
         buf_append(&text, r->echo.data, r->echo.len);
     c->finish = token->finish;
-    c->stop_id = -1;
-    if (token->finish == FINISH_STOP)
+    if (r->generate.prompt_only)
+        c->finish = FINISH_LENGTH;
+    else if (token->finish == FINISH_STOP)
         c->stop_id = token->id; /* the end token itself is not text */
     else
         stop = detok_push(&q->detok, &token->id, 1, &text);
@@ -302,17 +314,40 @@ static void on_token(struct service *s, const struct replica *from, const struct
     } else if (c->finish != FINISH_NONE) {
         detok_finish(&q->detok, &text);
     }
-    c->rid = r->key.rid;
-    c->choice = q->choice;
     chunk_take_text(c, &text);
+}
+
+/* One token of one sequence becomes a chunk. */
+static void on_token(struct service *s, const struct replica *from, const struct proto_token *token)
+{
+    struct sequence *q;
+    struct request *r;
+    struct proto_chunk *c;
+
+    HASH_FIND(hh, s->sequences, &token->sid, sizeof token->sid, q);
+    if (!q || !q->live || q->request->replica != from || token->index < q->completion_tokens)
+        return; /* ended or aborted meanwhile, or a repeat */
+    r = q->request;
+    if (token->index > q->completion_tokens ||
+        (r->generate.sampling.prompt_logprobs && r->prompt.len > 1 && q->scored < r->prompt.len)) {
+        log_error("sid=%llu token %u of %u scored ones is missing", (unsigned long long)q->sid,
+                  q->completion_tokens, q->scored);
+        request_fail(s, r, 500, "a token was lost", "", "internal_error");
+        return;
+    }
+    c = chunk_new(s, q);
+    if (r->generate.sampling.prompt_logprobs && q->scored == 0)
+        prompt_logprobs_add(s, q, c, NULL, 0);
+    chunk_text(q, token, c);
+    c->cached_tokens = token->cached_tokens;
+    metric_add(&s->metrics, METRIC_TOKENIZER_TOKENS_OUT, 1);
+    if (r->generate.prompt_only)
+        return;
     c->ids = mem_array(1, sizeof *c->ids);
     c->ids[0] = token->id;
     c->ids_count = 1;
-    c->prompt_tokens = (uint32_t)r->prompt.len;
     c->completion_tokens = q->completion_tokens;
-    c->cached_tokens = token->cached_tokens;
     chunk_set_logprob(c, s->tokenizer, token);
-    metric_add(&s->metrics, METRIC_TOKENIZER_TOKENS_OUT, 1);
 }
 
 static void flush_outboxes(struct service *s)
@@ -348,16 +383,42 @@ static void end_finished(struct service *s, struct outbox *box)
     }
 }
 
-static void on_tokens(struct service *s, const struct replica *from,
-                      const struct proto_tokens *tokens)
+/* Sends what was gathered, and ends what it ended. */
+static void empty_outboxes(struct service *s)
 {
-    for (uint32_t i = 0; i < tokens->tokens_count; i++)
-        on_token(s, from, &tokens->tokens[i]);
     flush_outboxes(s);
     while (s->outboxes) { /* chunks borrow stop strings from requests: those end after sending */
         end_finished(s, s->outboxes);
         outbox_drop(&s->outboxes);
     }
+}
+
+static void on_tokens(struct service *s, const struct replica *from,
+                      const struct proto_tokens *tokens)
+{
+    for (uint32_t i = 0; i < tokens->tokens_count; i++)
+        on_token(s, from, &tokens->tokens[i]);
+    empty_outboxes(s);
+}
+
+/* The prompt's tokens from m->start on were scored. */
+static void on_scored(struct service *s, const struct replica *from, uint64_t sid,
+                      const struct proto_scored *m)
+{
+    struct sequence *q;
+
+    HASH_FIND(hh, s->sequences, &sid, sizeof sid, q);
+    if (!q || !q->live || q->request->replica != from)
+        return;
+    if (m->start != (q->scored ? q->scored : 1) ||
+        m->logprobs_count > q->request->prompt.len - m->start) {
+        log_error("sid=%llu prompt tokens from %u were scored, %u are known",
+                  (unsigned long long)sid, m->start, q->scored);
+        request_fail(s, q->request, 500, "log probabilities were lost", "", "internal_error");
+        return;
+    }
+    prompt_logprobs_add(s, q, chunk_new(s, q), m->logprobs, m->logprobs_count);
+    empty_outboxes(s);
 }
 
 /* ---- the schedulers' links ---- */
@@ -409,6 +470,9 @@ static void on_scheduler_message(void *ctx, struct bus_peer *peer,
     case PROTO_TOKENS:
         on_tokens(s, from, message);
         break;
+    case PROTO_SCORED:
+        on_scored(s, from, header->id, message);
+        break;
     case PROTO_STATE:
         replica_state(from, message);
         state_send(s);
@@ -435,7 +499,7 @@ static void on_scheduler_up(void *ctx, struct bus_peer *peer)
 static bool request_untouched(const struct request *r)
 {
     for (uint32_t i = 0; i < r->generate.n; i++)
-        if (r->sequences[i].completion_tokens)
+        if (r->sequences[i].completion_tokens || r->sequences[i].scored)
             return false;
     return true;
 }

@@ -44,7 +44,8 @@ static int decoder_layer(struct decoder *d, uint32_t layer, const struct weight 
 }
 
 int decoder_step(struct decoder *d, const struct ops_row *rows, uint32_t count,
-                 const struct ops_sampled **results, uint32_t *results_count, struct err *err)
+                 struct decoder_scores *scores, const struct ops_sampled **results,
+                 uint32_t *results_count, struct err *err)
 {
     const struct weights *w = d->weights;
     uint32_t layers = d->config->layers;
@@ -55,6 +56,12 @@ int decoder_step(struct decoder *d, const struct ops_row *rows, uint32_t count,
                            err);
     for (uint32_t i = 0; i < layers && !rc; i++)
         rc = decoder_layer(d, i, i + 1 < layers ? w->layers[i + 1].input_norm : w->norm, err);
+    if (!rc && scores->count)
+        rc = d->ops->score
+                 ? d->ops->score(d->device, d->normed, w->lm_head, scores->list, scores->count,
+                                 &scores->results, err)
+                 : err_set(err, ERR_UNSUPPORTED,
+                           "%s does not compute log probabilities of prompt tokens", d->ops->name);
     if (!rc)
         rc = d->ops->sample(d->device, d->normed, w->lm_head, err);
     return rc ? rc : d->ops->step_end(d->device, results, results_count, err);

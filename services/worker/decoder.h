@@ -15,11 +15,19 @@ struct decoder {
     struct act *mlp;               /* (T, I) */
 };
 
+/* Positions to be scored, and what came of them. */
+struct decoder_scores {
+    const struct ops_score *list;
+    uint32_t count;
+    const struct ops_sampled *results; /* the device's */
+};
+
 /* The activations; after ops->pool_alloc. */
 int decoder_alloc(struct decoder *d, const struct shard *shard, struct err *err);
 
 /* One step; results are the device's, valid until the next. */
 int decoder_step(struct decoder *d, const struct ops_row *rows, uint32_t count,
-                 const struct ops_sampled **results, uint32_t *results_count, struct err *err);
+                 struct decoder_scores *scores, const struct ops_sampled **results,
+                 uint32_t *results_count, struct err *err);
 
 #endif

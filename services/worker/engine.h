@@ -39,6 +39,7 @@ struct engine_info {
     uint64_t fingerprint;                 /* of config, layout and version; the same on all ranks */
     uint32_t eos_ids[64];
     uint32_t eos_count;
+    bool prompt_logprobs; /* can be computed */
 };
 
 struct engine_result {

@@ -28,11 +28,15 @@ struct engine {
     struct ops_row *rows;
     uint32_t *end_ids;
     struct ops_bias *bias;
-    /* Results: one logprob and OPS_LOGPROBS_MAX alternatives each. */
+    struct ops_score *scores;
+    /* Results: one logprob and OPS_LOGPROBS_MAX alternatives each; those of scores follow the
+     * num_slots of rows. */
     struct proto_sampled *results;
     struct proto_logprob *logprobs;
     struct proto_alternative *alternatives;
 };
+
+_Static_assert(OPS_SCORES_MAX == LIMIT_STEP_SCORES, "a step's scores fit the device");
 
 #define END_IDS_MAX 256
 #define BIASES_MAX 1024
@@ -48,6 +52,7 @@ static void engine_model_free(struct engine **self)
     weights_fini(&e->weights);
     slots_fini(&e->slots);
     free(e->rows);
+    free(e->scores);
     free(e->end_ids);
     free(e->bias);
     free(e->results);
@@ -223,6 +228,7 @@ static void info(const struct engine *e, struct engine_info *out)
         .memory_unused = memory.unused,
         .fingerprint = e->fingerprint,
         .eos_count = e->model.eos_count,
+        .prompt_logprobs = e->ops->score != NULL,
     };
     (void)snprintf(out->device, sizeof out->device, "%s", e->ops->name);
     memcpy(out->eos_ids, e->model.eos_ids, sizeof e->model.eos_ids);
@@ -233,6 +239,7 @@ static int kv_alloc(struct engine *e, uint32_t num_pages, uint32_t num_slots, ui
 {
     const struct slots_config config = {num_slots,  num_pages,         e->page_size,
                                         tokens_max, e->context_length, e->model.vocab_size};
+    size_t logprobs = (size_t)num_slots + OPS_SCORES_MAX;
     uint64_t bytes;
     int rc;
 
@@ -254,11 +261,12 @@ static int kv_alloc(struct engine *e, uint32_t num_pages, uint32_t num_slots, ui
         return rc;
     slots_init(&e->slots, &config);
     e->rows = mem_array(num_slots, sizeof *e->rows);
+    e->scores = mem_array(num_slots, sizeof *e->scores);
     e->end_ids = mem_array(END_IDS_MAX, sizeof *e->end_ids);
     e->bias = mem_array(BIASES_MAX, sizeof *e->bias);
     e->results = mem_array(num_slots, sizeof *e->results);
-    e->logprobs = mem_array(num_slots, sizeof *e->logprobs);
-    e->alternatives = mem_array((size_t)num_slots * OPS_LOGPROBS_MAX, sizeof *e->alternatives);
+    e->logprobs = mem_array(logprobs, sizeof *e->logprobs);
+    e->alternatives = mem_array(logprobs * OPS_LOGPROBS_MAX, sizeof *e->alternatives);
     return 0;
 }
 
@@ -291,24 +299,66 @@ static int open_slot(struct engine *e, const struct proto_slot_open *o, struct e
                              &sampling, err);
 }
 
-/* What the device chose, as messages carry it. */
-static void fill_results(struct engine *e, const struct ops_sampled *sampled, uint32_t count)
+/* Log probability i of the step, as messages carry it. */
+static struct proto_logprob *fill_logprob(struct engine *e, uint32_t i, const struct ops_sampled *s)
 {
-    for (uint32_t i = 0; i < count; i++) {
-        const struct ops_sampled *s = &sampled[i];
-        struct proto_alternative *top = e->alternatives + (size_t)i * OPS_LOGPROBS_MAX;
+    struct proto_alternative *top = e->alternatives + (size_t)i * OPS_LOGPROBS_MAX;
 
-        e->results[i] = (struct proto_sampled){.slot = s->slot, .id = s->id};
-        if (e->slots.views[s->slot].logprobs < 0)
+    e->logprobs[i] = (struct proto_logprob){
+        .id = s->id, .logprob = (double)s->logprob, .top = top, .top_count = s->top_count};
+    for (uint32_t j = 0; j < s->top_count; j++)
+        top[j] =
+            (struct proto_alternative){.id = s->top_ids[j], .logprob = (double)s->top_logprobs[j]};
+    return &e->logprobs[i];
+}
+
+/* What the device chose and scored; returns the number of results. */
+static uint32_t fill_results(struct engine *e, const struct proto_step *step,
+                             const struct ops_sampled *sampled, const struct ops_sampled *scored)
+{
+    uint32_t count = 0, next = 0, logprobs = e->slots.config.num_slots;
+
+    for (uint32_t i = 0; i < step->rows_count; i++) {
+        const struct proto_row *row = &step->rows[i];
+        const struct proto_score *score = slots_score(step, i, &next);
+        struct proto_sampled *r = &e->results[count];
+
+        if (!row->sample && !score)
             continue;
-        e->logprobs[i] = (struct proto_logprob){
-            .id = s->id, .logprob = (double)s->logprob, .top = top, .top_count = s->top_count};
-        for (uint32_t j = 0; j < s->top_count; j++)
-            top[j] = (struct proto_alternative){.id = s->top_ids[j],
-                                                .logprob = (double)s->top_logprobs[j]};
-        e->results[i].logprob = &e->logprobs[i];
-        e->results[i].logprob_count = 1;
+        *r = (struct proto_sampled){.slot = row->slot};
+        if (row->sample) {
+            r->id = sampled->id;
+            if (e->slots.views[row->slot].logprobs >= 0) {
+                r->logprob = fill_logprob(e, count, sampled);
+                r->logprob_count = 1;
+            }
+            sampled++;
+        }
+        if (score) {
+            r->prompt = &e->logprobs[logprobs];
+            r->prompt_count = score->count;
+            for (uint32_t k = 0; k < score->count; k++)
+                (void)fill_logprob(e, logprobs++, scored++);
+        }
+        count++;
     }
+    return count;
+}
+
+/* The step's rows and scores as the device takes them; returns the number of scores. */
+static uint32_t fill_rows(struct engine *e, const struct proto_step *step)
+{
+    uint32_t next = 0;
+
+    for (uint32_t i = 0; i < step->rows_count; i++) {
+        const struct proto_score *score = slots_score(step, i, &next);
+
+        e->rows[i] = (struct ops_row){step->rows[i].slot, step->rows[i].start, step->rows[i].count,
+                                      step->rows[i].sample};
+        if (score)
+            e->scores[next - 1] = (struct ops_score){i, score->start, score->count};
+    }
+    return next;
 }
 
 static int apply_slots(struct engine *e, const struct proto_step *step, struct err *err)
@@ -328,6 +378,7 @@ static int apply_slots(struct engine *e, const struct proto_step *step, struct e
 static int step(struct engine *e, const struct proto_step *step, struct engine_result *result,
                 struct err *err)
 {
+    struct decoder_scores scores = {.list = e->scores};
     const struct ops_sampled *sampled = NULL;
     uint32_t count = 0;
     int rc;
@@ -337,14 +388,13 @@ static int step(struct engine *e, const struct proto_step *step, struct engine_r
     rc = slots_apply(&e->slots, step, err);
     if (!rc)
         rc = apply_slots(e, step, err);
-    for (uint32_t i = 0; i < step->rows_count && !rc; i++)
-        e->rows[i] = (struct ops_row){step->rows[i].slot, step->rows[i].start, step->rows[i].count,
-                                      step->rows[i].sample};
+    if (!rc)
+        scores.count = fill_rows(e, step);
     if (!rc && step->rows_count)
-        rc = decoder_step(&e->decoder, e->rows, step->rows_count, &sampled, &count, err);
+        rc = decoder_step(&e->decoder, e->rows, step->rows_count, &scores, &sampled, &count, err);
     if (rc)
         return rc;
-    fill_results(e, sampled, count);
+    count = fill_results(e, step, sampled, scores.results);
     *result = (struct engine_result){.results = e->results, .count = count};
     result->hash = slots_hash(step, e->results, count);
     return 0;

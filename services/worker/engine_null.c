@@ -123,6 +123,7 @@ static void info(const struct engine *e, struct engine_info *out)
         .pages_max = NULL_POOL_TOKENS / e->page_size,
         .fingerprint = e->fingerprint,
         .eos_count = e->eos_count,
+        .prompt_logprobs = true,
     };
     memcpy(out->eos_ids, e->eos_ids, sizeof e->eos_ids);
 }
@@ -134,6 +135,7 @@ static int kv_alloc(struct engine *e, uint32_t num_pages, uint32_t num_slots, ui
 {
     const struct slots_config config = {num_slots,  num_pages,         e->page_size,
                                         tokens_max, e->context_length, e->vocab_size};
+    size_t logprobs = (size_t)num_slots + LIMIT_STEP_SCORES; /* those of scores come last */
 
     if (e->slots.views)
         return err_set(err, ERR_PROTOCOL, "the KV pool is there already");
@@ -142,24 +144,58 @@ static int kv_alloc(struct engine *e, uint32_t num_pages, uint32_t num_slots, ui
                        num_pages, num_slots, tokens_max);
     slots_init(&e->slots, &config);
     e->results = mem_array(num_slots, sizeof *e->results);
-    e->logprobs = mem_array(num_slots, sizeof *e->logprobs);
-    e->alternatives = mem_array((size_t)num_slots * NULL_TOP_MAX, sizeof *e->alternatives);
+    e->logprobs = mem_array(logprobs, sizeof *e->logprobs);
+    e->alternatives = mem_array(logprobs * NULL_TOP_MAX, sizeof *e->alternatives);
     return 0;
 }
 
-/* Log probabilities as made up as the tokens: alternative j has -(j + 1). */
-static void fill_logprob(struct engine *e, uint32_t i, uint32_t wanted)
+/* Log probability i of the step, made up as the tokens: alternative j has -(j + 1). */
+static struct proto_logprob *fill_logprob(struct engine *e, uint32_t i, uint32_t id, int32_t wanted)
 {
-    struct proto_sampled *r = &e->results[i];
     struct proto_alternative *top = e->alternatives + (size_t)i * NULL_TOP_MAX;
-    uint32_t count = wanted < e->vocab_size ? wanted : e->vocab_size;
+    uint32_t count = (uint32_t)wanted < e->vocab_size ? (uint32_t)wanted : e->vocab_size;
 
     for (uint32_t j = 0; j < count; j++)
-        top[j] = (struct proto_alternative){.id = (r->id + j) % e->vocab_size, .logprob = -1.0 - j};
+        top[j] = (struct proto_alternative){.id = (id + j) % e->vocab_size, .logprob = -1.0 - j};
     e->logprobs[i] =
-        (struct proto_logprob){.id = r->id, .logprob = -1.0, .top = top, .top_count = count};
-    r->logprob = &e->logprobs[i];
-    r->logprob_count = 1;
+        (struct proto_logprob){.id = id, .logprob = -1.0, .top = top, .top_count = count};
+    return &e->logprobs[i];
+}
+
+/* The tokens of a prompt are not kept: a scored position has its number as the id that follows. */
+static void fill_scores(struct engine *e, const struct proto_score *score, int32_t wanted,
+                        uint32_t *logprobs, struct proto_sampled *r)
+{
+    r->prompt = &e->logprobs[*logprobs];
+    r->prompt_count = score->count;
+    for (uint32_t k = 0; k < score->count; k++)
+        (void)fill_logprob(e, (*logprobs)++, (score->start + k) % e->vocab_size, wanted);
+}
+
+static uint32_t fill_results(struct engine *e, const struct proto_step *step)
+{
+    uint32_t count = 0, next = 0, logprobs = e->slots.config.num_slots;
+
+    for (uint32_t i = 0; i < step->rows_count; i++) {
+        const struct slot_view *view = &e->slots.views[step->rows[i].slot];
+        const struct proto_score *score = slots_score(step, i, &next);
+        struct proto_sampled *r = &e->results[count];
+
+        if (!step->rows[i].sample && !score)
+            continue;
+        *r = (struct proto_sampled){.slot = step->rows[i].slot};
+        if (step->rows[i].sample) {
+            r->id = null_token(view->seed, view->generated - 1, e->vocab_size, e->eos_ids,
+                               e->eos_count);
+            r->logprob_count = view->logprobs >= 0;
+            if (r->logprob_count)
+                r->logprob = fill_logprob(e, count, r->id, view->logprobs);
+        }
+        if (score)
+            fill_scores(e, score, view->logprobs, &logprobs, r);
+        count++;
+    }
+    return count;
 }
 
 /* Computing is waiting: as the host does while a device works. */
@@ -175,7 +211,6 @@ static int step(struct engine *e, const struct proto_step *step, struct engine_r
                 struct err *err)
 {
     int64_t start_us = clock_mono_us();
-    uint32_t count = 0;
     int rc;
 
     if (!e->slots.views)
@@ -183,21 +218,8 @@ static int step(struct engine *e, const struct proto_step *step, struct engine_r
     rc = slots_apply(&e->slots, step, err);
     if (rc)
         return rc;
-    for (uint32_t i = 0; i < step->rows_count; i++) {
-        const struct slot_view *view = &e->slots.views[step->rows[i].slot];
-
-        if (!step->rows[i].sample)
-            continue;
-        e->results[count] =
-            (struct proto_sampled){.slot = step->rows[i].slot,
-                                   .id = null_token(view->seed, view->generated - 1, e->vocab_size,
-                                                    e->eos_ids, e->eos_count)};
-        if (view->logprobs >= 0)
-            fill_logprob(e, count, (uint32_t)view->logprobs);
-        count++;
-    }
-    *result = (struct engine_result){.results = e->results, .count = count};
-    result->hash = slots_hash(step, e->results, count);
+    *result = (struct engine_result){.results = e->results, .count = fill_results(e, step)};
+    result->hash = slots_hash(step, e->results, result->count);
     if (e->step_us)
         wait_until(start_us + e->step_us);
     return 0;

@@ -39,6 +39,7 @@ static int runner_load(struct runner *r, struct err *err)
         .eos_ids = info.eos_ids,
         .eos_ids_count = info.eos_count,
         .device = proto_str(info.device),
+        .prompt_logprobs = info.prompt_logprobs,
     };
     return mailbox_push(r->out, PROTO_LOADED, &loaded, err);
 }

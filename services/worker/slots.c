@@ -127,6 +127,49 @@ static int apply_row(struct slots *s, const struct proto_row *row, uint32_t *tok
     return 0;
 }
 
+const struct proto_score *slots_score(const struct proto_step *step, uint32_t i, uint32_t *next)
+{
+    if (*next == step->scores_count || step->scores[*next].slot != step->rows[i].slot)
+        return NULL;
+    return &step->scores[(*next)++];
+}
+
+/* After the rows: a slot that got a sample knows one token more by now. */
+static int check_score(const struct slots *s, const struct proto_row *row,
+                       const struct proto_score *score, uint32_t *scores, struct err *err)
+{
+    const struct slot_view *view = &s->views[row->slot];
+    uint64_t end = (uint64_t)score->start + score->count;
+
+    if (view->logprobs < 0)
+        return err_set(err, ERR_PROTOCOL, "slot %u: scored without log probabilities", row->slot);
+    if (score->count == 0 || score->start < row->start || end > (uint64_t)row->start + row->count ||
+        end >= view->known - row->sample)
+        return err_set(err, ERR_PROTOCOL, "slot %u: %u scores from %u, its row has %u from %u",
+                       row->slot, score->count, score->start, row->count, row->start);
+    if (score->count > LIMIT_STEP_SCORES - *scores)
+        return err_set(err, ERR_PROTOCOL, "more than %d scores", LIMIT_STEP_SCORES);
+    *scores += score->count;
+    return 0;
+}
+
+static int check_scores(const struct slots *s, const struct proto_step *step, struct err *err)
+{
+    uint32_t next = 0, scores = 0;
+    int rc = 0;
+
+    for (uint32_t i = 0; i < step->rows_count && !rc; i++) {
+        const struct proto_score *score = slots_score(step, i, &next);
+
+        if (score)
+            rc = check_score(s, &step->rows[i], score, &scores, err);
+    }
+    if (!rc && next != step->scores_count)
+        rc = err_set(err, ERR_PROTOCOL, "the score of slot %u is not of a row",
+                     step->scores[next].slot);
+    return rc;
+}
+
 int slots_apply(struct slots *s, const struct proto_step *step, struct err *err)
 {
     uint32_t tokens = 0;
@@ -149,6 +192,8 @@ int slots_apply(struct slots *s, const struct proto_step *step, struct err *err)
         rc = apply_pages(s, &step->pages[i], err);
     for (uint32_t i = 0; i < step->rows_count && !rc; i++)
         rc = apply_row(s, &step->rows[i], &tokens, err);
+    if (!rc)
+        rc = check_scores(s, step, err);
     return rc ? err_prefix(err, "step %llu", (unsigned long long)step->step) : 0;
 }
 

@@ -9,6 +9,11 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#define COUNT(NAME, high, what) NAME = (high),
+enum slots_limit {
+#include "proto/limits.def"
+};
+
 struct slots_config {
     uint32_t num_slots, num_pages, page_size;
     uint32_t tokens_max;  /* of one step */
@@ -38,6 +43,9 @@ void slots_fini(struct slots *s);
 /* Checks a whole step and takes it over; sampled slots count one token more afterwards. After an
  * error (one line naming step, field and limit) the view is of no use any more. */
 int slots_apply(struct slots *s, const struct proto_step *step, struct err *err);
+
+/* The score of row i of a checked step, or NULL. *next, 0 at first, counts those found: i rises. */
+const struct proto_score *slots_score(const struct proto_step *step, uint32_t i, uint32_t *next);
 
 /* Of a step's rows and the tokens they got; equal on all ranks that did the same. */
 uint64_t slots_hash(const struct proto_step *step, const struct proto_sampled *results,

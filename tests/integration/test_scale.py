@@ -186,6 +186,25 @@ def test_queued_requests_move():
         assert report["tokens"] >= (100 - report["failed"]) * 100
 
 
+def test_half_scored_request_does_not_move():
+    """Log probabilities of its prompt have been passed on: another replica would begin anew."""
+    with null_server("--dp-size", 2, "--null-step-us", 400000, "--chunked-prefill-size", 128,
+                     "--context-length", 8192) as s:
+        settled(s)
+        until(lambda: len(generated(s)) == 2, what="both replicas")
+        with concurrent.futures.ThreadPoolExecutor() as pool:
+            asked = pool.submit(s.post, "/generate", {
+                "input_ids": list(range(5, 2005)) * 2, "return_logprob": True,
+                "logprob_start_len": 0, "sampling_params": {"max_new_tokens": 0}})
+            until(lambda: s.metric("num_requests_running") == 1, what="it runs")
+            at = [i for i in range(2) if s.metric("num_requests_running", f"scheduler-{i}")]
+            time.sleep(1)  # two steps of some thirty
+            os.kill(named(s)[f"worker-{at[0]}"], signal.SIGKILL)
+            status, answer = asked.result()
+        assert (status, answer["error"]["message"]) == (503, "the scheduler went away")
+        assert "requests ended: 1, moved: 0" in s.log()
+
+
 def test_lone_replica_ends_the_node():
     with null_server() as s:
         os.kill(named(s)["worker-0"], signal.SIGKILL)

@@ -46,6 +46,7 @@ static void release(struct parsed *p)
 
 #define CHAT(fields) "{\"messages\":[{\"role\":\"user\",\"content\":\"a\"}]," fields "}"
 #define COMPLETION(fields) "{\"prompt\":\"a\"," fields "}"
+#define GENERATE_ALL(fields) "{\"text\":\"a\"," fields "}"
 #define GENERATE(fields) "{\"text\":\"a\",\"sampling_params\":{" fields "}}"
 
 struct refusal {
@@ -157,7 +158,11 @@ static const struct refusal refusals[] = {
     {&dialect_completions, "{\"prompt\":[1.5]}", 400, "prompt", "1.5"},
     {&dialect_completions, COMPLETION("\"logprobs\":true"), 400, "logprobs", "whole number"},
     {&dialect_completions, COMPLETION("\"logprobs\":21"), 400, "logprobs", "from 0 to 20"},
-    {&dialect_completions, COMPLETION("\"echo\":true,\"logprobs\":1"), 400, "echo", "logprobs"},
+    {&dialect_completions, COMPLETION("\"max_tokens\":0"), 400, "max_tokens", "echo"},
+    {&dialect_completions, COMPLETION("\"echo\":true,\"max_tokens\":-1"), 400, "max_tokens",
+     "from 0 to 1048576"},
+    {&dialect_generate, GENERATE_ALL("\"logprob_start_len\":1"), 400, "logprob_start_len",
+     "from -1 to 0"},
     {&dialect_completions, COMPLETION("\"suffix\":\"x\""), 400, "suffix", "not supported"},
     {&dialect_completions, COMPLETION("\"messages\":[]"), 400, "messages", "unknown field"},
     {&dialect_generate, "{}", 400, "text", "required"},
@@ -286,6 +291,32 @@ static void test_defaults(void **state)
     release(&generate);
 }
 
+static void test_prompt_logprobs(void **state)
+{
+    struct parsed both =
+        parse(&dialect_completions, COMPLETION("\"echo\":true,\"logprobs\":3,\"max_tokens\":0"));
+    struct parsed echo = parse(&dialect_completions, COMPLETION("\"echo\":true"));
+    struct parsed plain = parse(&dialect_completions, COMPLETION("\"logprobs\":3"));
+    struct parsed start =
+        parse(&dialect_generate, GENERATE_ALL("\"return_logprob\":true,\"logprob_start_len\":0"));
+    struct parsed none = parse(&dialect_generate, GENERATE_ALL("\"return_logprob\":true"));
+
+    (void)state;
+    assert_true(both.params.generate.sampling.prompt_logprobs && both.params.generate.prompt_only);
+    assert_int_equal(both.params.generate.sampling.max_tokens, 1);
+    assert_int_equal(both.params.generate.sampling.logprobs, 3);
+    assert_false(echo.params.generate.sampling.prompt_logprobs || echo.params.generate.prompt_only);
+    assert_false(plain.params.generate.sampling.prompt_logprobs);
+    assert_true(start.params.generate.sampling.prompt_logprobs);
+    assert_int_equal(start.params.generate.sampling.logprobs, 0);
+    assert_false(none.params.generate.sampling.prompt_logprobs);
+    release(&both);
+    release(&echo);
+    release(&plain);
+    release(&start);
+    release(&none);
+}
+
 static void test_prompts(void **state)
 {
     struct parsed texts = parse(&dialect_completions, "{\"prompt\":[\"a\",\"b\\u0000c\"]}");
@@ -376,10 +407,15 @@ static void test_generation_config(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_refusals), cmocka_unit_test(test_harmless),
-        cmocka_unit_test(test_values),   cmocka_unit_test(test_defaults),
-        cmocka_unit_test(test_prompts),  cmocka_unit_test(test_prompt_count),
-        cmocka_unit_test(test_parts),    cmocka_unit_test(test_generation_config),
+        cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_harmless),
+        cmocka_unit_test(test_values),
+        cmocka_unit_test(test_defaults),
+        cmocka_unit_test(test_prompt_logprobs),
+        cmocka_unit_test(test_prompts),
+        cmocka_unit_test(test_prompt_count),
+        cmocka_unit_test(test_parts),
+        cmocka_unit_test(test_generation_config),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -263,6 +263,60 @@ static void test_logprobs(void **state)
     call_fini(&call);
 }
 
+/* Pieces of a prompt's log probabilities: the first token has none; shown with the first token. */
+static void test_prompt_logprobs(void **state)
+{
+    struct proto_alternative top = {.id = 8, .logprob = -0.25, .text = proto_str("best")};
+    struct proto_logprob pieces[3] = {
+        {.id = 1, .text = proto_str("a")},
+        {.id = 2, .logprob = -1.5, .text = proto_str("bc"), .top = &top, .top_count = 1},
+        {.id = 3, .logprob = -2.5, .text = proto_str("d"), .top = &top, .top_count = 1}};
+    struct proto_chunk chunk = {.stop_id = -1, .prompt_tokens = 3, .prompt_logprobs = pieces};
+    const struct dialect *dialects[] = {&dialect_completions, &dialect_generate};
+
+    (void)state;
+    for (int i = 0; i < 2; i++) {
+        struct call call;
+        json_t *whole;
+
+        call_make(&call, dialects[i], 1, 1, false, 1);
+        chunk.prompt_logprobs = pieces;
+        chunk.prompt_logprobs_count = 2;
+        call_choice_add(&call, 0, &chunk);
+        chunk.prompt_logprobs = pieces + 2;
+        chunk.prompt_logprobs_count = 1;
+        call_choice_add(&call, 0, &chunk);
+        assert_false(call.choices[0].held); /* until there is a token */
+        logprobs_add(&call, "x", -0.5);
+        assert_true(call.choices[0].held);
+        whole = result_of(&call);
+        if (dialects[i] == &dialect_completions) {
+            expect_text(whole, "choices.0.logprobs.tokens.2", "d");
+            expect_text(whole, "choices.0.logprobs.tokens.3", "x");
+            assert_true(json_is_null(path_get(whole, "choices.0.logprobs.token_logprobs.0")));
+            assert_true(json_is_null(path_get(whole, "choices.0.logprobs.top_logprobs.0")));
+            assert_true(json_real_value(path_get(whole, "choices.0.logprobs.token_logprobs.2")) ==
+                        -2.5);
+            assert_int_equal(json_object_size(path_get(whole, "choices.0.logprobs.top_logprobs.1")),
+                             2);
+            assert_int_equal(
+                json_integer_value(path_get(whole, "choices.0.logprobs.text_offset.3")), 4);
+        } else {
+            assert_int_equal(json_array_size(path_get(whole, "meta_info.input_token_logprobs")), 3);
+            assert_true(json_is_null(path_get(whole, "meta_info.input_token_logprobs.0.0")));
+            assert_true(json_is_null(path_get(whole, "meta_info.input_top_logprobs.0")));
+            assert_int_equal(
+                json_integer_value(path_get(whole, "meta_info.input_token_logprobs.2.1")), 3);
+            assert_int_equal(
+                json_integer_value(path_get(whole, "meta_info.input_top_logprobs.2.0.1")), 8);
+            assert_int_equal(json_array_size(path_get(whole, "meta_info.output_token_logprobs")),
+                             1);
+        }
+        json_decref(whole);
+        call_fini(&call);
+    }
+}
+
 static void test_generate_events(void **state)
 {
     struct proto_chunk last = chunk_of(0, "b", FINISH_STOP);
@@ -351,6 +405,7 @@ int main(void)
         cmocka_unit_test(test_token_ids),
         cmocka_unit_test(test_completions_result),
         cmocka_unit_test(test_logprobs),
+        cmocka_unit_test(test_prompt_logprobs),
         cmocka_unit_test(test_generate_events),
         cmocka_unit_test(test_auth),
         cmocka_unit_test(test_pending),

@@ -527,6 +527,129 @@ static void test_ranks_agree(void **state)
     }
 }
 
+#define SCORES 37
+/* Scores of a prompt of SCORES + 1 tokens from fixed activations, in chunks of `chunk`. */
+static void score_all(uint32_t rank, uint32_t tp, const char *store, uint32_t chunk,
+                      struct ops_sampled *out)
+{
+    static float x[SCORES * 24], y[(SCORES + 1) * 24], w[101 * 24];
+    uint32_t share = (101 + tp - 1) / tp, tokens[SCORES + 1], pages[10];
+    struct ops_model m = small;
+    struct ops_sampling p = greedy;
+    struct weight *head;
+    struct act *in;
+    struct rig r;
+
+    m.vocab_size = 101;
+    m.vocab_begin = rank * share;
+    m.vocab_count = 101 - m.vocab_begin < share ? 101 - m.vocab_begin : share;
+    rig_open(&r, m, rank, tp, store);
+    for (uint32_t i = 0; i < 101 * 24; i++)
+        w[i] = uniform(5, i);
+    for (uint32_t i = 0; i < SCORES * 24; i++)
+        x[i] = uniform(6, i);
+    for (uint32_t i = 0; i <= SCORES; i++)
+        tokens[i] = i * 31 % 101;
+    for (uint32_t i = 0; i < 10; i++)
+        pages[i] = i;
+    assert_int_equal(ops->weight_new(r.d, WEIGHT_MATRIX, DTYPE_F32, m.vocab_count, 24, &head, NULL),
+                     0);
+    assert_int_equal(ops->weight_write(r.d, head, 0, m.vocab_count, w + (size_t)m.vocab_begin * 24,
+                                       DTYPE_F32, NULL),
+                     0);
+    assert_int_equal(ops->pool_alloc(r.d, 10, 4, 2, 40, 40, NULL), 0);
+    assert_int_equal(ops->act_new(r.d, 24, &in, NULL), 0);
+    p.logprobs = 4;
+    assert_int_equal(ops->slot_open(r.d, 0, tokens, 1, 0, &greedy, NULL), 0);
+    assert_int_equal(ops->slot_pages(r.d, 0, 0, pages, 1, NULL), 0);
+    assert_int_equal(ops->slot_open(r.d, 1, tokens, SCORES + 1, 0, &p, NULL), 0);
+    assert_int_equal(ops->slot_pages(r.d, 1, 0, pages, 10, NULL), 0);
+    for (uint32_t start = 0; start < SCORES; start += chunk) {
+        uint32_t n = SCORES - start < chunk ? SCORES - start : chunk;
+        /* Another row goes before. */
+        struct ops_row rows[2] = {{0, 0, 1, false}, {1, start, n, false}};
+        struct ops_score score = {1, start, n};
+        const struct ops_sampled *results;
+
+        assert_int_equal(ops->step_begin(r.d, rows, 2, NULL), 0);
+        memcpy(y + 24, x + (size_t)start * 24, (size_t)n * 24 * sizeof *x);
+        (void)ops->act_write(r.d, in, n + 1, y, NULL);
+        assert_int_equal(ops->score(r.d, in, head, &score, 1, &results, NULL), 0);
+        memcpy(out + start, results, n * sizeof *out);
+        score.count = n + 1; /* past the row */
+        assert_int_not_equal(ops->score(r.d, in, head, &score, 1, &results, NULL), 0);
+    }
+    ops->device_close(&r.d);
+}
+
+static void check_score(const struct ops_sampled *out, uint32_t position)
+{
+    double logits[101], sum = 0;
+    uint32_t best = 0;
+
+    for (uint32_t id = 0; id < 101; id++) {
+        logits[id] = 0;
+        for (uint32_t k = 0; k < 24; k++)
+            logits[id] += (double)uniform(6, position * 24 + k) * (double)uniform(5, id * 24 + k);
+        sum += exp(logits[id]);
+        best = logits[id] > logits[best] ? id : best;
+    }
+    assert_int_equal(out->slot, 1);
+    assert_int_equal(out->id, (position + 1) * 31 % 101);
+    assert_true(fabs((double)out->logprob - (logits[out->id] - log(sum))) < 1e-5);
+    assert_int_equal(out->top_count, 4);
+    assert_int_equal(out->top_ids[0], best);
+    for (uint32_t k = 0; k < 4; k++) {
+        double want = logits[out->top_ids[k]] - log(sum);
+        uint32_t above = 0;
+
+        assert_true(fabs((double)out->top_logprobs[k] - want) < 1e-5);
+        for (uint32_t id = 0; id < 101; id++)
+            above += logits[id] > logits[out->top_ids[k]];
+        assert_int_equal(above, k);
+    }
+}
+
+/* As computed in double precision, the same bits in chunks of any size, and by two ranks. */
+static void test_score(void **state)
+{
+    static struct ops_sampled whole[SCORES], chunks[SCORES], group[SCORES];
+    char store[] = "/tmp/phalanx-test-XXXXXX", command[128];
+    int ends[2];
+
+    (void)state;
+    score_all(0, 1, NULL, SCORES, whole);
+    for (uint32_t i = 0; i < SCORES; i++)
+        check_score(&whole[i], i);
+    for (uint32_t chunk = 1; chunk < SCORES; chunk += 5) {
+        score_all(0, 1, NULL, chunk, chunks);
+        for (uint32_t i = 0; i < SCORES; i++) {
+            assert_int_equal(chunks[i].id, whole[i].id);
+            assert_true(chunks[i].logprob == whole[i].logprob);
+            assert_memory_equal(chunks[i].top_ids, whole[i].top_ids, 4 * sizeof(uint32_t));
+            assert_memory_equal(chunks[i].top_logprobs, whole[i].top_logprobs, 4 * sizeof(float));
+        }
+    }
+    assert_non_null(mkdtemp(store));
+    assert_int_equal(pipe(ends), 0);
+    if (fork() == 0) {
+        score_all(1, 2, store, 9, group);
+        _exit(write(ends[1], group, sizeof group) == (ssize_t)sizeof group ? 0 : 1);
+    }
+    score_all(0, 2, store, 9, chunks);
+    assert_int_equal(read(ends[0], group, sizeof group), sizeof group);
+    (void)wait(NULL);
+    for (uint32_t i = 0; i < SCORES; i++) {
+        check_score(&group[i], i);
+        assert_true(chunks[i].logprob == group[i].logprob);
+        assert_memory_equal(chunks[i].top_logprobs, group[i].top_logprobs, 4 * sizeof(float));
+    }
+    (void)close(ends[0]);
+    (void)close(ends[1]);
+    (void)snprintf(command, sizeof command, "rm -rf %s", store);
+    assert_int_equal(system(command), 0);
+}
+
 /* A bad step or slot is an error, not a crash. */
 static void test_bad_calls(void **state)
 {
@@ -576,7 +699,7 @@ int main(void)
         cmocka_unit_test(test_attention), cmocka_unit_test(test_gate_up),
         cmocka_unit_test(test_penalties), cmocka_unit_test(test_sampling_distribution),
         cmocka_unit_test(test_logprobs),  cmocka_unit_test(test_ranks_agree),
-        cmocka_unit_test(test_bad_calls),
+        cmocka_unit_test(test_score),     cmocka_unit_test(test_bad_calls),
     };
 
     return cmocka_run_group_tests(tests, setup, NULL);

@@ -428,7 +428,8 @@ static void test_the_wire(void **state)
         0,    1,
         0x11, 0x70, /* header */
         0xc4, 0,    /* prompt */
-        0x9f,       /* sampling */
+        0xdc, 0,
+        16, /* sampling */
         0xcb, 0x3f,
         0xf0, 0,
         0,    0,
@@ -463,8 +464,9 @@ static void test_the_wire(void **state)
         0xcd, 1,
         0x2c, 0,
         0,    0xc3,
-        0, /* seed .. logprobs */
-        0, /* priority */
+        0,    /* seed .. logprobs */
+        0xc2, /* prompt_logprobs */
+        0,    /* priority */
         0xc4, 8,
         1,    0,
         0,    0,

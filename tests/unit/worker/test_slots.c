@@ -24,6 +24,7 @@ struct script {
     struct proto_slot_open opened[2];
     struct proto_slot_pages pages[2];
     struct proto_row rows[4];
+    struct proto_score scores[2];
 };
 
 static const struct proto_sampling plain = {
@@ -32,8 +33,12 @@ static const struct proto_sampling plain = {
 static void script_init(struct script *s, uint64_t step)
 {
     *s = (struct script){0};
-    s->step = (struct proto_step){
-        .step = step, .closed = s->closed, .opened = s->opened, .pages = s->pages, .rows = s->rows};
+    s->step = (struct proto_step){.step = step,
+                                  .closed = s->closed,
+                                  .opened = s->opened,
+                                  .pages = s->pages,
+                                  .rows = s->rows,
+                                  .scores = s->scores};
     for (int i = 0; i < 2; i++) {
         s->opened[i] = (struct proto_slot_open){.tokens = s->tokens, .sampling = plain};
         s->opened[i].sampling.stop_token_ids = s->stop_ids;
@@ -205,6 +210,52 @@ static void bad_rows(void **state)
     refused(&slots, &s, "slot 0: 3 tokens from 0, its 0 pages hold 0");
 }
 
+/* Slot 2 with 8 tokens, of which the row has positions 2 .. 5; slot 1 wants no scores. */
+static void bad_scores(void **state)
+{
+    struct slots slots;
+    struct script s;
+    struct err err;
+
+    (void)state;
+#define SCORE(...)                                                                                 \
+    begin(&slots, &s);                                                                             \
+    s.step.opened_count = s.step.pages_count = s.step.rows_count = s.step.scores_count = 1;        \
+    s.opened[0].slot = s.pages[0].slot = 2;                                                        \
+    s.opened[0].tokens_count = 8;                                                                  \
+    s.opened[0].sampling.logprobs = 0;                                                             \
+    s.pages[0].pages_count = 2;                                                                    \
+    s.rows[0] = (struct proto_row){2, 2, 4, false};                                                \
+    s.scores[0] = (struct proto_score){__VA_ARGS__}
+    SCORE(2, 2, 4);
+    assert_int_equal(slots_apply(&slots, &s.step, &err), 0);
+    slots_fini(&slots);
+    SCORE(2, 1, 4);
+    refused(&slots, &s, "slot 2: 4 scores from 1, its row has 4 from 2");
+    SCORE(2, 3, 4);
+    refused(&slots, &s, "slot 2: 4 scores from 3");
+    SCORE(2, 3, 0);
+    refused(&slots, &s, "slot 2: 0 scores from 3");
+    SCORE(2, 3, UINT32_MAX);
+    refused(&slots, &s, "slot 2: 4294967295 scores from 3");
+    SCORE(1, 2, 4);
+    refused(&slots, &s, "the score of slot 1 is not of a row");
+    SCORE(2, 2, 4);
+    s.scores[1] = s.scores[0];
+    s.step.scores_count = 2;
+    refused(&slots, &s, "the score of slot 2 is not of a row");
+    SCORE(2, 7, 1); /* what follows is not known yet, with a sample or without */
+    s.rows[0] = (struct proto_row){2, 2, 6, false};
+    refused(&slots, &s, "slot 2: 1 scores from 7");
+    SCORE(2, 7, 1);
+    s.rows[0] = (struct proto_row){2, 2, 6, true};
+    refused(&slots, &s, "slot 2: 1 scores from 7");
+    SCORE(2, 2, 4);
+    s.opened[0].sampling.logprobs = -1;
+    refused(&slots, &s, "slot 2: scored without log probabilities");
+#undef SCORE
+}
+
 static void bad_totals(void **state)
 {
     struct slots slots;
@@ -249,13 +300,10 @@ static void the_hash_sees_rows_and_tokens(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(a_sequence_lives),
-        cmocka_unit_test(bad_slots),
-        cmocka_unit_test(bad_openings),
-        cmocka_unit_test(bad_pages),
-        cmocka_unit_test(bad_rows),
-        cmocka_unit_test(bad_totals),
-        cmocka_unit_test(the_hash_sees_rows_and_tokens),
+        cmocka_unit_test(a_sequence_lives), cmocka_unit_test(bad_slots),
+        cmocka_unit_test(bad_openings),     cmocka_unit_test(bad_pages),
+        cmocka_unit_test(bad_rows),         cmocka_unit_test(bad_scores),
+        cmocka_unit_test(bad_totals),       cmocka_unit_test(the_hash_sees_rows_and_tokens),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
