@@ -22,7 +22,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define OPS_ABI 2
+#define OPS_ABI 3
 
 enum dtype { DTYPE_F32, DTYPE_BF16, DTYPE_F16, DTYPES };
 static inline size_t dtype_size(enum dtype t)
