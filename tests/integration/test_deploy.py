@@ -45,7 +45,7 @@ def test_cluster_conf_has_every_option():
     text = (DEPLOY / "cluster.conf").read_text()
     help_text = subprocess.run([str(BIN / "phalanx"), "help", "serve"], capture_output=True,
                                text=True, check=True).stdout
-    flags = set(re.findall(r"^  --([a-z-]+)", help_text, re.M)) - {"help", "version"}
+    flags = set(re.findall(r"^  --([a-z0-9-]+)", help_text, re.M)) - {"help", "version"}
     assert len(flags) > 20
     for flag in flags:
         assert f"#PHALANX_{flag.upper().replace('-', '_')}=" in text
@@ -66,7 +66,7 @@ def test_programs_of_the_compose_file_exist():
         flags = subprocess.run([str(BIN / program), "--help"], capture_output=True, text=True,
                                check=True).stdout
         for line in re.findall(rf"command: \[{program}, (.*)\]", text):
-            for flag in re.findall(r"--[a-z-]+", line):
+            for flag in re.findall(r"--[a-z0-9-]+", line):
                 assert flag in flags, (program, flag)
 
 
