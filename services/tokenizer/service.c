@@ -317,37 +317,17 @@ static void chunk_text(struct sequence *q, const struct proto_token *token, stru
     chunk_take_text(c, &text);
 }
 
-/* One token of one sequence becomes a chunk. */
-static void on_token(struct service *s, const struct replica *from, const struct proto_token *token)
+/* A gateway that takes nothing any more: its requests end here, their pages are wanted. */
+static void drop_requests(struct service *s, const struct outbox *box)
 {
-    struct sequence *q;
-    struct request *r;
-    struct proto_chunk *c;
+    for (uint32_t i = 0; i < box->count; i++) {
+        struct request_key key = {box->gateway, box->chunks[i].rid};
+        struct request *r;
 
-    HASH_FIND(hh, s->sequences, &token->sid, sizeof token->sid, q);
-    if (!q || !q->live || q->request->replica != from || token->index < q->completion_tokens)
-        return; /* ended or aborted meanwhile, or a repeat */
-    r = q->request;
-    if (token->index > q->completion_tokens ||
-        (r->generate.sampling.prompt_logprobs && r->prompt.len > 1 && q->scored < r->prompt.len)) {
-        log_error("sid=%llu token %u of %u scored ones is missing", (unsigned long long)q->sid,
-                  q->completion_tokens, q->scored);
-        request_fail(s, r, 500, "a token was lost", "", "internal_error");
-        return;
+        HASH_FIND(hh, s->requests, &key, sizeof key, r);
+        if (r)
+            request_end(s, r, "the gateway does not read");
     }
-    c = chunk_new(s, q);
-    if (r->generate.sampling.prompt_logprobs && q->scored == 0)
-        prompt_logprobs_add(s, q, c, NULL, 0);
-    chunk_text(q, token, c);
-    c->cached_tokens = token->cached_tokens;
-    metric_add(&s->metrics, METRIC_TOKENIZER_TOKENS_OUT, 1);
-    if (r->generate.prompt_only)
-        return;
-    c->ids = mem_array(1, sizeof *c->ids);
-    c->ids[0] = token->id;
-    c->ids_count = 1;
-    c->completion_tokens = q->completion_tokens;
-    chunk_set_logprob(c, s->tokenizer, token);
 }
 
 static void flush_outboxes(struct service *s)
@@ -356,8 +336,10 @@ static void flush_outboxes(struct service *s)
         struct proto_chunks chunks = {box->chunks, box->count};
         struct err err;
 
-        if (box->count && bus_send(box->gateway, PROTO_CHUNKS, 0, &chunks, &err))
+        if (box->count && bus_send(box->gateway, PROTO_CHUNKS, 0, &chunks, &err)) {
             log_warn("gateway=%s %s", bus_peer_name(box->gateway), err.msg);
+            drop_requests(s, box);
+        }
     }
 }
 
@@ -391,6 +373,40 @@ static void empty_outboxes(struct service *s)
         end_finished(s, s->outboxes);
         outbox_drop(&s->outboxes);
     }
+}
+
+/* One token of one sequence becomes a chunk. */
+static void on_token(struct service *s, const struct replica *from, const struct proto_token *token)
+{
+    struct sequence *q;
+    struct request *r;
+    struct proto_chunk *c;
+
+    HASH_FIND(hh, s->sequences, &token->sid, sizeof token->sid, q);
+    if (!q || !q->live || q->request->replica != from || token->index < q->completion_tokens)
+        return; /* ended or aborted meanwhile, or a repeat */
+    r = q->request;
+    if (token->index > q->completion_tokens ||
+        (r->generate.sampling.prompt_logprobs && r->prompt.len > 1 && q->scored < r->prompt.len)) {
+        log_error("sid=%llu token %u of %u scored ones is missing", (unsigned long long)q->sid,
+                  q->completion_tokens, q->scored);
+        empty_outboxes(s); /* what was gathered borrows this request's stop strings */
+        request_fail(s, r, 500, "a token was lost", "", "internal_error");
+        return;
+    }
+    c = chunk_new(s, q);
+    if (r->generate.sampling.prompt_logprobs && q->scored == 0)
+        prompt_logprobs_add(s, q, c, NULL, 0);
+    chunk_text(q, token, c);
+    c->cached_tokens = token->cached_tokens;
+    metric_add(&s->metrics, METRIC_TOKENIZER_TOKENS_OUT, 1);
+    if (r->generate.prompt_only)
+        return;
+    c->ids = mem_array(1, sizeof *c->ids);
+    c->ids[0] = token->id;
+    c->ids_count = 1;
+    c->completion_tokens = q->completion_tokens;
+    chunk_set_logprob(c, s->tokenizer, token);
 }
 
 static void on_tokens(struct service *s, const struct replica *from,
