@@ -92,7 +92,9 @@ class Server:
         """Until no sequence runs and every page is free again."""
         deadline = time.monotonic() + seconds * PATIENCE
         while time.monotonic() < deadline:
-            if (self.metric("num_requests_running") == 0 and self.metric("num_requests_waiting") == 0
+            # A server that has just started has not sent its numbers yet.
+            if "phalanx:kv_pages_total{" in self.get("/metrics") and (
+                    self.metric("num_requests_running") == self.metric("num_requests_waiting") == 0
                     and self.metric("kv_pages_free") == self.metric("kv_pages_total")):
                 return
             time.sleep(0.05)
