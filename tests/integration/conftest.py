@@ -79,22 +79,25 @@ class Server:
             return r.read().decode()
 
     def metric(self, name, process=None):
-        """Sum of a metric's samples (over processes unless one is named)."""
-        total, found = 0.0, False
-        for line in self.get("/metrics").splitlines():
-            m = re.match(r"phalanx:(\w+)(?:\{(.*)\})? (\S+)$", line)
-            if m and m[1] == name and (process is None or f'process="{process}"' in m[2]):
-                total, found = total + float(m[3]), True
-        assert found, f"no metric {name}"
-        return total
+        """Sum of a metric's samples (over processes unless one is named). A server that has just
+        started has not sent its numbers yet: they are waited for."""
+        deadline = time.monotonic() + 5 * PATIENCE
+        while True:
+            total, found = 0.0, False
+            for line in self.get("/metrics").splitlines():
+                m = re.match(r"phalanx:(\w+)(?:\{(.*)\})? (\S+)$", line)
+                if m and m[1] == name and (process is None or f'process="{process}"' in m[2]):
+                    total, found = total + float(m[3]), True
+            if found:
+                return total
+            assert time.monotonic() < deadline, f"no metric {name}"
+            time.sleep(0.05)
 
     def wait_idle(self, seconds=10):
         """Until no sequence runs and every page is free again."""
         deadline = time.monotonic() + seconds * PATIENCE
         while time.monotonic() < deadline:
-            # A server that has just started has not sent its numbers yet.
-            if "phalanx:kv_pages_total{" in self.get("/metrics") and (
-                    self.metric("num_requests_running") == self.metric("num_requests_waiting") == 0
+            if (self.metric("num_requests_running") == 0 and self.metric("num_requests_waiting") == 0
                     and self.metric("kv_pages_free") == self.metric("kv_pages_total")):
                 return
             time.sleep(0.05)
