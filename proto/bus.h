@@ -34,6 +34,9 @@ struct bus_callbacks {
     /* Connecting side only, may be NULL: the other refused us (role, version, schema, an epoch that
      * is over, too many peers); the bus tries no more. An on_down comes first if it was up. */
     void (*on_refused)(void *ctx, const char *reason);
+    /* Binding side only, may be NULL: a HELLO of a later epoch came. Its sender tries again; the
+     * owner calls bus_set_epoch when it is ready for it. */
+    void (*on_epoch)(void *ctx, uint64_t epoch);
 };
 
 struct bus_config {
@@ -65,6 +68,17 @@ int bus_connect(const struct bus_config *config, struct bus **out, struct err *e
  * costs no system call by itself when a batch is flushed at the loop's next turn. */
 int bus_send(struct bus_peer *peer, enum proto_type type, uint64_t id, const void *message,
              struct err *err);
+
+/* Binding side: the peer is refused with that reason and forgotten, without on_down. It may come
+ * back only as a new process (see bus_set_epoch). */
+void bus_refuse(struct bus_peer *peer, const char *reason);
+
+/* Binding side: another epoch begins, greater than the one before. All peers are refused as above;
+ * a HELLO of an earlier epoch will be. A side that connects with epoch 0 takes part in whatever
+ * epoch it is welcomed in, and keeps that one: what it sends later is late or right, never
+ * mistaken. */
+void bus_set_epoch(struct bus *bus, uint64_t epoch, const char *reason);
+uint64_t bus_epoch(const struct bus *bus);
 
 const char *bus_peer_name(const struct bus_peer *peer); /* "gateway-0" */
 const char *bus_peer_role(const struct bus_peer *peer);

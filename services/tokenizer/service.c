@@ -581,7 +581,7 @@ static int open_buses(struct service *s, const struct service_config *config, st
                             .security = &config->security,
                             .accepts = "gateway",
                             .silence_ms_max = (int64_t)(config->heartbeat_timeout_s * 1e3),
-                            .on = {on_gateway_up, on_gateway_message, on_gateway_down, NULL},
+                            .on = {on_gateway_up, on_gateway_message, on_gateway_down, NULL, NULL},
                             .ctx = s};
     struct bus_config out = in;
     int rc = bus_bind(&in, &s->gateways, err);
@@ -590,7 +590,7 @@ static int open_buses(struct service *s, const struct service_config *config, st
         return rc;
     out.accepts = NULL;
     out.on = (struct bus_callbacks){on_scheduler_up, on_scheduler_message, on_scheduler_down,
-                                    on_scheduler_refused};
+                                    on_scheduler_refused, NULL};
     return replicas_open(&s->replicas, s, config->scheduler_endpoint, config->dispatch_policy, &out,
                          err);
 }
