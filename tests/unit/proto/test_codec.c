@@ -422,7 +422,7 @@ static void test_the_wire(void **state)
     };
     const struct proto_header header = {.type = PROTO_SUBMIT, .epoch = 1, .seq = 2, .id = 70000};
     static const unsigned char expected[] = {
-        0x98, PROTO_SUBMIT,
+        0x9a, PROTO_SUBMIT,
         1,    1,
         2,    0xce,
         0,    1,
@@ -475,6 +475,8 @@ static void test_the_wire(void **state)
         0x90,    /* logit_bias */
         0xc4, 2,
         'i',  'd',
+        0xc4, 0, /* resumed */
+        0,       /* replays */
     };
     struct buf out = {0};
     assert_int_equal(proto_encode(&header, &m, &out, NULL), 0);
