@@ -95,8 +95,12 @@ int flight_decide(struct device *d, struct err *err)
     bool again = false;
     int rc = 0;
 
-    if (!f || !f->open || f->decided)
-        return 0;
+    if (f && !f->closed) /* ended without sample */
+        rc = replay_flush(d, err);
+    if (f && !f->closed && !rc)
+        rc = flight_close(d, err);
+    if (!f || !f->open || f->decided || rc)
+        return rc;
     rc = cuda_wait_event(d, f->finished, err);
     for (uint32_t i = 0; i < f->count && !rc; i++)
         if (f->results[i].undecided) {
@@ -148,13 +152,9 @@ int cuda_step_end(struct device *d, const struct ops_sampled **results, uint32_t
     *count = 0;
     if (!d->flights_count)
         return err_set(err, ERR_INVALID, "cuda: step_end: no step has begun");
-    rc = f->closed ? 0 : replay_flush(d, err);
-    if (!rc && !f->closed)
-        rc = flight_close(d, err);
+    rc = f == flight_newest(d) ? flight_decide(d, err) : 0;
     if (!rc)
         rc = cuda_wait_event(d, f->finished, err);
-    if (!rc && f == flight_newest(d))
-        rc = flight_decide(d, err);
     for (uint32_t i = 0; i < f->count && !rc; i++)
         rc = result_take(d, &f->results[i], &d->results[i], err);
     if (rc)
