@@ -15,8 +15,8 @@
 
 #include <xxhash.h>
 
-/* Pages cost nothing here; enough for a large batch, little enough for the scheduler's tables. */
-#define NULL_POOL_TOKENS (1u << 22)
+/* Pages cost nothing here, of whatever size; little enough for the scheduler's tables. */
+#define NULL_POOL_PAGES (1u << 18)
 
 struct engine {
     uint32_t vocab_size, context_length, page_size;
@@ -123,7 +123,7 @@ static void info(const struct engine *e, struct engine_info *out)
         .device = "null",
         .vocab_size = e->vocab_size,
         .context_length = e->context_length,
-        .pages_max = NULL_POOL_TOKENS / e->page_size,
+        .pages_max = NULL_POOL_PAGES,
         .fingerprint = e->fingerprint,
         .eos_count = e->eos_count,
         .prompt_logprobs = true,
