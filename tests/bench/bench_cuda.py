@@ -82,13 +82,21 @@ class Server:
             time.sleep(0.05)
         return time.monotonic() - self.started
 
-    def metric(self, name):
-        """Sum of a metric over the lines of /metrics."""
+    def metrics(self, *names):
+        """Sums of metrics over the lines of /metrics."""
         c = http.client.HTTPConnection("127.0.0.1", self.port, timeout=5)
         c.request("GET", "/metrics")
-        text = c.getresponse().read().decode()
-        return sum(float(line.rsplit(" ", 1)[1]) for line in text.splitlines()
-                   if re.match(re.escape("phalanx:" + name) + r"[ {]", line))
+        lines = c.getresponse().read().decode().splitlines()
+        return [sum(float(line.rsplit(" ", 1)[1]) for line in lines
+                    if re.match(re.escape("phalanx:" + name) + r"[ {]", line)) for name in names]
+
+    def snapshot(self):
+        """Time, device time, steps and tokens at the moment when a new report of them came."""
+        names = ("step_compute_seconds_sum", "steps_total", "generation_tokens_total")
+        first = self.metrics(*names)
+        while (now := self.metrics(*names)) == first:
+            time.sleep(0.001)
+        return time.monotonic(), *now
 
     def rank_pid(self, rank):
         for pid in pathlib.Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children"
@@ -139,16 +147,14 @@ def case_decode(binaries, tokenizer, model, tp, counts):
     server.wait_ready()
     for count in counts.split(","):
         words = ["--num-prompts", count, "--random-input-len", "128", "--random-output-len",
-                 "3000", "--random-range-ratio", "1", "--temperature", "0", "--seed", count]
+                 "6000", "--random-range-ratio", "1", "--temperature", "0", "--seed", count]
         window = []
 
         def watch():
             time.sleep(1.5)  # prompts are in, shapes are tuned
             for _ in range(2):
-                window.append((time.monotonic(), server.metric("step_compute_seconds_sum"),
-                               server.metric("steps_total"),
-                               server.metric("generation_tokens_total")))
-                time.sleep(1.5)
+                window.append(server.snapshot())
+                time.sleep(3)
 
         thread = threading.Thread(target=watch)
         thread.start()
