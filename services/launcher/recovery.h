@@ -61,7 +61,10 @@ void recovery_child_ended(struct recovery *r, const struct child *child, const c
 /* Epoch `epoch` of a replica is over, for that reason: said by its scheduler or another node. */
 void recovery_group_down(struct recovery *r, int replica, uint64_t epoch, const char *reason);
 
-/* The server answered that it is ready: true when that is news. */
+/* The scheduler of a replica says nothing any more: it is killed. */
+void recovery_silent(struct recovery *r, int replica, const char *reason);
+
+/* The server answered that it is ready: true the first time. */
 bool recovery_ready(struct recovery *r);
 
 #endif

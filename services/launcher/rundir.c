@@ -8,6 +8,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <ftw.h>
+#include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -21,7 +22,7 @@
 
 #define SOCKET_NAME_MAX "scheduler-00.ipc"
 
-static const char *const socket_kinds[] = {"tokenizer", "scheduler", "workers"};
+static const char *const socket_kinds[] = {"tokenizer", "scheduler", "workers", "control"};
 #define SOCKET_KINDS (sizeof socket_kinds / sizeof *socket_kinds)
 
 /* ---- the directory ---- */
@@ -175,11 +176,11 @@ char *rundir_endpoints(const struct rundir *r, const char *kind, int first, int 
     return buf_take(&text);
 }
 
-char *rundir_comm_store(const struct rundir *r, int replica, int epoch, struct err *err)
+char *rundir_comm_store(const struct rundir *r, int replica, uint64_t epoch, struct err *err)
 {
     struct buf path = {0};
 
-    buf_printf(&path, "%s/%d-%d", r->comm_store, replica, epoch);
+    buf_printf(&path, "%s/%d-%" PRIu64, r->comm_store, replica, epoch);
     if (mkdir(path.data, 0700)) {
         (void)err_errno(err, ERR_IO, "%s", path.data);
         buf_fini(&path);

@@ -52,7 +52,8 @@ struct supervisor {
     struct child *children; /* that run */
     size_t count;
     uv_poll_t signals;
-    int signal_fd;
+    uv_timer_t timer;  /* bounds the wait for those that stop */
+    int signal_fd;     /* -1: not initialized */
     int64_t signal_us; /* of the last one */
     sigset_t old_mask;
     bool stopping; /* nobody is called any more */
@@ -72,7 +73,7 @@ int supervisor_start(struct supervisor *s, const struct child *id, char *const *
 /* Every child that runs: NULL begins the walk and ends it. */
 struct child *supervisor_next(struct supervisor *s, const struct child *after);
 
-/* To the child's whole process group. SIGKILL dooms it; on_end tells when it is gone. */
+/* To the child's whole process group, a stopped one too when it is SIGKILL. The child is doomed. */
 void child_signal(struct child *child, int number);
 
 /* Tells of those that have ended by now, without waiting for the loop. */

@@ -223,7 +223,8 @@ def test_children_get_their_options(start):
         for word in child["argv"][1:]:
             if "-endpoint=" in word:
                 by_flag.setdefault(word.split("=")[0], set()).add(word)
-    assert sorted(by_flag) == ["--scheduler-endpoint", "--tokenizer-endpoint", "--worker-endpoint"]
+    assert sorted(by_flag) == ["--control-endpoint", "--scheduler-endpoint",
+                               "--tokenizer-endpoint", "--worker-endpoint"]
     assert all(len(words) == 1 for words in by_flag.values())
 
 
@@ -490,15 +491,51 @@ def test_stopped_child_is_killed(start):
     assert none_left(children)
 
 
-@pytest.mark.parametrize("name", ["scheduler-0", "tokenizer-0", "gateway-0", "worker-0", "worker-1"])
-def test_killed_child_ends_the_node(start, place, name):
+@pytest.mark.parametrize("name, next_ones, same", [
+    ("gateway-0", ["gateway-0"], ["tokenizer-0", "scheduler-0", "worker-0", "worker-1"]),
+    ("tokenizer-0", ["tokenizer-0"], ["gateway-0", "scheduler-0", "worker-0", "worker-1"]),
+    ("worker-1", ["worker-0", "worker-1"], ["gateway-0", "tokenizer-0", "scheduler-0"]),
+    ("scheduler-0", ["scheduler-0", "worker-0", "worker-1"], ["gateway-0", "tokenizer-0"]),
+])
+def test_killed_child_starts_again(start, name, next_ones, same):
     server = start().ready()
-    children = server.children()
-    os.kill(children[name]["pid"], signal.SIGKILL)
-    assert server.end() == 1
-    assert none_left(children)
-    said = "phalanx: %s (pid %d) was killed by signal 9 (Killed)" % (name, children[name]["pid"])
+    before = server.children()
+    os.kill(before[name]["pid"], signal.SIGKILL)
+    wait_for(lambda: all(server.child(n)["pid"] != before[n]["pid"] for n in next_ones))
+    wait_for(lambda: "phalanx: ready again after " in server.text())
+    after = server.children()
+    assert {n for n in after if after[n]["pid"] == before[n]["pid"]} == set(same)
+    assert none_left({n: before[n] for n in next_ones})
+    for child in ("scheduler-0", "worker-0", "worker-1"):
+        if child in next_ones:
+            assert "--epoch=2" in after[child]["argv"]
+    said = "phalanx: %s (pid %d) was killed by signal 9 (Killed); " % (name, before[name]["pid"])
     assert server.text().count(said) == 1
+    server.process.terminate()
+    assert server.end() == 0
+    assert none_left(after)
+
+
+def test_stopped_rank_is_killed_with_its_group(start):
+    server = start().ready()
+    before = server.children()
+    os.kill(before["worker-0"]["pid"], signal.SIGSTOP)
+    os.kill(before["worker-1"]["pid"], signal.SIGKILL)
+    wait_for(lambda: server.child("worker-0")["pid"] != before["worker-0"]["pid"])
+    assert not alive(before["worker-0"]["pid"])
+
+
+@pytest.mark.parametrize("name", ["gateway-0", "worker-1"])
+def test_restarts_have_a_bound(start, place, name):
+    server = start().ready()
+    for i in range(6):
+        pid = server.child(name)["pid"]
+        os.kill(pid, signal.SIGKILL)
+        wait_for(lambda: i == 5 or server.child(name)["pid"] != pid)
+    assert server.end() == 1
+    assert none_left(server.children())
+    assert "%s (pid %d) was killed by signal 9 (Killed): more than 5 times within 60 s" % (
+        name, pid) in server.text()
     assert not (place / "run").exists()
 
 
@@ -510,8 +547,9 @@ def test_child_that_exits_ends_the_node(start, status):
                      server.text())
 
 
-def test_stubborn_rest_is_killed(start):
-    server = start(plan={"worker-0": "stubborn", "gateway-0": "stubborn"}).ready()
+def test_stubborn_rest_is_killed(start, place):
+    (place / "not-ready").write_text("")
+    server = start(plan={"worker-0": "stubborn", "gateway-0": "stubborn"})
     children = server.children()
     os.kill(children["worker-1"]["pid"], signal.SIGSEGV)
     assert server.end() == 1
