@@ -9,11 +9,16 @@
 #include <string.h>
 #include <unistd.h>
 
-#define ATTEMPT_US 2000000
+#define ATTEMPT_US 2000000 /* /health/ready is answered at once */
+#define TOKEN_US 30000000  /* a token may have to wait for others */
 #define STEP_MS 10
 
-static const char request[] = "GET /health/ready HTTP/1.1\r\nHost: localhost\r\n"
-                              "Connection: close\r\n\r\n";
+static const char *const requests[] = {
+    [PROBE_READY] = "GET /health/ready HTTP/1.1\r\nHost: localhost\r\n"
+                    "Connection: close\r\n\r\n",
+    [PROBE_TOKEN] = "GET /health_generate HTTP/1.1\r\nHost: localhost\r\n"
+                    "Connection: close\r\n\r\n",
+};
 
 int probe_init(struct probe *p, const char *host, int port, struct err *err)
 {
@@ -90,7 +95,7 @@ static void probe_begin_attempt(struct probe *p)
     to_loopback(&address);
     p->sent = false;
     p->reply_len = 0;
-    p->next_us = clock_mono_us() + ATTEMPT_US;
+    p->next_us = clock_mono_us() + (p->kind == PROBE_TOKEN ? TOKEN_US : ATTEMPT_US);
     p->fd = socket(address.ss_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     if (p->fd < 0 ||
         (connect(p->fd, (struct sockaddr *)&address, p->address_len) && errno != EINPROGRESS))
@@ -118,6 +123,7 @@ static void probe_read(struct probe *p)
 static void probe_step(uv_timer_t *timer)
 {
     struct probe *p = timer->data;
+    const char *request = requests[p->kind];
 
     if (p->fd < 0) {
         if (clock_mono_us() >= p->next_us)
@@ -126,18 +132,19 @@ static void probe_step(uv_timer_t *timer)
         probe_end_attempt(p);
     } else if (p->sent) {
         probe_read(p);
-    } else if (send(p->fd, request, sizeof request - 1, MSG_NOSIGNAL) ==
-               (ssize_t)sizeof request - 1) {
+    } else if (send(p->fd, request, strlen(request), MSG_NOSIGNAL) == (ssize_t)strlen(request)) {
         p->sent = true;
     } else if (errno != EAGAIN) {
         probe_end_attempt(p);
     }
 }
 
-void probe_start(struct probe *p, uv_loop_t *loop, probe_fn *on_ready, void *ctx)
+void probe_start(struct probe *p, uv_loop_t *loop, enum probe_kind kind, probe_fn *on_ready,
+                 void *ctx)
 {
     probe_close(p);
     p->next_us = 0;
+    p->kind = kind;
     p->on_ready = on_ready;
     p->ctx = ctx;
     if (!p->timer.data)

@@ -15,7 +15,13 @@
 
 typedef void probe_fn(void *ctx);
 
+enum probe_kind {
+    PROBE_READY, /* GET /health/ready: what the gateway has heard */
+    PROBE_TOKEN, /* GET /health_generate: true also when somebody has just died, and it has not */
+};
+
 struct probe {
+    enum probe_kind kind;
     struct sockaddr_storage address;
     socklen_t address_len;
     int fd; /* -1: between two attempts */
@@ -36,7 +42,8 @@ void probe_fini(struct probe *p); /* the loop must run once more */
 int probe_port_free(const struct probe *p, const char *host, int port, struct err *err);
 
 /* Asks until the answer is 200: then on_ready is called, once. Asks anew when it does already. */
-void probe_start(struct probe *p, uv_loop_t *loop, probe_fn *on_ready, void *ctx);
+void probe_start(struct probe *p, uv_loop_t *loop, enum probe_kind kind, probe_fn *on_ready,
+                 void *ctx);
 void probe_stop(struct probe *p);
 
 #endif

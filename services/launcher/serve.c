@@ -123,7 +123,7 @@ static void on_lost(void *ctx)
 {
     struct serve *s = ctx;
 
-    probe_start(&s->probe, &s->loop, on_ready, s);
+    probe_start(&s->probe, &s->loop, PROBE_TOKEN, on_ready, s);
 }
 
 static void on_fatal(void *ctx)
@@ -222,7 +222,7 @@ static int serve_run(struct serve *s, struct err *err)
     if (!rc)
         rc = recovery_start(&s->recovery, err);
     if (!rc) {
-        probe_start(&s->probe, &s->loop, on_ready, s);
+        probe_start(&s->probe, &s->loop, PROBE_READY, on_ready, s);
         (void)uv_run(&s->loop, UV_RUN_DEFAULT);
     }
     probe_stop(&s->probe);
