@@ -62,11 +62,26 @@ static void recovery_check(struct recovery *r, int rc, const struct err *err)
     recovery_fatal(r);
 }
 
+static size_t gateways_running(struct recovery *r)
+{
+    const struct child *child = NULL;
+    size_t n = 0;
+
+    while ((child = supervisor_next(r->children, child)))
+        n += child->role == CHILD_GATEWAY;
+    return n;
+}
+
 static void gateway_ended(struct recovery *r, const struct child *child, const char *how)
 {
     struct err err = {0};
 
-    if (r->draining || !recovery_allowed(r, &r->gateway_restarts[child->index], how))
+    if (r->draining) {
+        if (!gateways_running(r))
+            r->on.on_drained(r->ctx);
+        return;
+    }
+    if (!recovery_allowed(r, &r->gateway_restarts[child->index], how))
         return;
     log_say("phalanx: %s; it starts again", how);
     recovery_check(r, commands_start_gateway(r->commands, r->children, child->index, &err), &err);
@@ -190,4 +205,17 @@ bool recovery_ready(struct recovery *r)
         log_say("phalanx: ready again after %.1f s", (double)(clock_mono_us() - r->lost_us) / 1e6);
     r->lost_us = 0;
     return first;
+}
+
+/* ---- the end ---- */
+
+bool recovery_drain(struct recovery *r)
+{
+    struct child *child = NULL;
+
+    r->draining = true;
+    while ((child = supervisor_next(r->children, child)))
+        if (child->role == CHILD_GATEWAY)
+            child_signal(child, SIGTERM);
+    return r->started && gateways_running(r) > 0;
 }

@@ -25,6 +25,8 @@ struct recovery_callbacks {
     void (*on_fatal)(void *ctx);
     /* Something died: /health/ready is to be asked until it is well again (recovery_ready). */
     void (*on_lost)(void *ctx);
+    /* After recovery_drain: no gateway is left. */
+    void (*on_drained)(void *ctx);
     /* May be NULL. Epoch `epoch` of the replica begins: ranks of earlier ones on other nodes are to
      * be killed and theirs of this one started. */
     void (*on_epoch)(void *ctx, int replica, uint64_t epoch, const char *reason);
@@ -66,5 +68,9 @@ void recovery_silent(struct recovery *r, int replica, const char *reason);
 
 /* The server answered that it is ready: true the first time. */
 bool recovery_ready(struct recovery *r);
+
+/* Gateways are asked to take nobody in any more and to end when what runs has ended; all others go
+ * on. False when there is nothing to wait for. */
+bool recovery_drain(struct recovery *r);
 
 #endif

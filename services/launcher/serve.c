@@ -20,6 +20,8 @@
 
 #define STOP_GRACE_MS 3500 /* asked to stop: all gone within 5 s */
 #define FAIL_GRACE_MS 1000 /* a child died: within 2 s */
+#define DRAIN_SAY_MS 500   /* a drain that takes longer is worth a line */
+#define DRAIN_MORE_MS 2000 /* gateways end by themselves after --drain-timeout: so much later */
 
 enum { EXIT_FAILED = 1, EXIT_USAGE = 2 };
 
@@ -35,7 +37,9 @@ struct serve {
     struct recovery recovery;
     int ranks;
     char *worker_endpoints[GROUPS_MAX];
-    int signal; /* that ended the serving */
+    uv_timer_t drain;
+    int signal; /* that asked us to stop */
+    bool hurry; /* and another one did */
 };
 
 /* ---- before anything starts ---- */
@@ -133,12 +137,42 @@ static void on_fatal(void *ctx)
     uv_stop(&s->loop);
 }
 
+static void on_drained(void *ctx)
+{
+    struct serve *s = ctx;
+
+    uv_stop(&s->loop);
+}
+
+static void on_drain_over(uv_timer_t *timer)
+{
+    uv_stop(timer->loop);
+}
+
+static void on_drain_slow(uv_timer_t *timer)
+{
+    struct serve *s = timer->data;
+    double seconds = options_float(&s->options, OPT_DRAIN_TIMEOUT);
+
+    log_say("phalanx: finishing what runs, at most %g s; another SIG%s ends it at once", seconds,
+            sigabbrev_np(s->signal));
+    (void)uv_timer_start(timer, on_drain_over,
+                         (uint64_t)(seconds * 1000) + DRAIN_MORE_MS - DRAIN_SAY_MS, 0);
+}
+
+/* The first one drains, which takes no time where nothing runs. */
 static void on_signal(void *ctx, int number)
 {
     struct serve *s = ctx;
 
+    s->hurry = s->signal != 0;
     s->signal = number;
-    uv_stop(&s->loop);
+    if (s->hurry || options_float(&s->options, OPT_DRAIN_TIMEOUT) == 0 ||
+        !recovery_drain(&s->recovery)) {
+        uv_stop(&s->loop);
+        return;
+    }
+    (void)uv_timer_start(&s->drain, on_drain_slow, DRAIN_SAY_MS, 0);
 }
 
 static void on_child_end(void *ctx, const struct child *child, const char *how)
@@ -183,7 +217,8 @@ static void init_recovery(struct serve *s)
     r->commands = &s->commands;
     r->children = &s->children;
     r->control = &s->control;
-    r->on = (struct recovery_callbacks){.on_fatal = on_fatal, .on_lost = on_lost};
+    r->on = (struct recovery_callbacks){
+        .on_fatal = on_fatal, .on_lost = on_lost, .on_drained = on_drained};
     r->ctx = s;
     for (int i = 0; i < r->replicas_count; i++) {
         struct group_config config = {
@@ -227,9 +262,12 @@ static int serve_run(struct serve *s, struct err *err)
     }
     probe_stop(&s->probe);
     control_close(&s->control);
-    supervisor_stop(&s->children, s->signal ? STOP_GRACE_MS : FAIL_GRACE_MS);
-    if (!s->signal)
+    (void)uv_timer_stop(&s->drain);
+    if (!s->signal || s->recovery.fatal) {
+        supervisor_stop(&s->children, FAIL_GRACE_MS);
         return EXIT_FAILED;
+    }
+    supervisor_stop(&s->children, s->hurry ? 0 : STOP_GRACE_MS);
     log_say("phalanx: stopped (SIG%s)", sigabbrev_np(s->signal));
     return 0;
 }
@@ -244,10 +282,13 @@ static int serve_start(struct serve *s, struct err *err)
         return status;
     }
     init_recovery(s);
+    (void)uv_timer_init(&s->loop, &s->drain);
+    s->drain.data = s;
     if (!supervisor_init(&s->children, &s->loop, &on, s, err))
         status = serve_run(s, err);
     supervisor_fini(&s->children);
     probe_fini(&s->probe);
+    uv_close((uv_handle_t *)&s->drain, NULL);
     (void)uv_run(&s->loop, UV_RUN_DEFAULT);
     (void)uv_loop_close(&s->loop);
     return status;

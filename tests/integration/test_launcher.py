@@ -36,6 +36,15 @@ os.rename(f.name, os.path.join(folder, name + ".json"))
 plan = json.loads(os.environ.get("STUB_PLAN", "{{}}")).get(name, "")
 if plan == "stubborn":
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+if plan == "drain":  # ends when the file "drained" is there
+
+    def drain(number, frame):
+        open(os.path.join(folder, "draining"), "w").close()
+        while not os.path.exists(os.path.join(folder, "drained")):
+            time.sleep(0.01)
+        os._exit(0)
+
+    signal.signal(signal.SIGTERM, drain)
 if plan == "family":  # leaves a process in another session behind
     if os.fork() == 0:
         if os.fork() == 0:
@@ -450,6 +459,47 @@ def test_stop(start, number):
     assert server.end() == 0
     assert none_left(children)
     assert server.text().endswith("phalanx: stopped (%s)\n" % number.name)
+
+
+def test_gateways_drain_first(start, place):
+    server = start(plan={"gateway-0": "drain"}).ready()
+    children = server.children()
+    server.process.terminate()
+    wait_for((place / "draining").exists)
+    os.kill(children["worker-0"]["pid"], signal.SIGKILL)  # what runs goes on all the same
+    wait_for(lambda: server.child("worker-1")["pid"] != children["worker-1"]["pid"])
+    wait_for(lambda: "phalanx: finishing what runs, at most 30 s" in server.text())
+    for name in ("gateway-0", "tokenizer-0", "scheduler-0"):
+        assert alive(children[name]["pid"])
+    children.update({n: server.child(n) for n in ("worker-0", "worker-1")})
+    (place / "drained").write_text("")
+    assert server.end() == 0
+    assert none_left(children)
+    assert "did not stop" not in server.text() and "gateway" not in server.text()
+
+
+@pytest.mark.parametrize("args, plan", [
+    (["--drain-timeout", "0.2"], "stubborn"),
+    (["--drain-timeout", "0"], "drain"),
+])
+def test_drain_has_a_bound(start, args, plan):
+    server = start(*args, plan={"gateway-0": plan}).ready()
+    children = server.children()
+    server.process.terminate()
+    assert server.end() == 0
+    assert none_left(children)
+    assert "gateway-0 did not stop, killing it" in server.text()
+
+
+def test_second_signal_ends_the_drain(start, place):
+    server = start(plan={"gateway-0": "drain", "worker-0": "stubborn"}).ready()
+    children = server.children()
+    server.process.send_signal(signal.SIGINT)
+    wait_for((place / "draining").exists)
+    time.sleep(0.4)  # a repeat that comes sooner counts as the same signal
+    server.process.send_signal(signal.SIGINT)
+    assert server.end(3) == 0  # SIGKILL, without the 3.5 s of grace
+    assert none_left(children)
 
 
 def test_stop_while_starting(start, place):
