@@ -26,28 +26,41 @@ static void on_up(void *ctx, struct bus_peer *peer)
     struct control *c = ctx;
     int replica = replica_of(peer);
 
-    if (replica < 0) {
+    if (strcmp(bus_peer_role(peer), "status") == 0) {
+        c->on.on_reader(c->ctx, peer);
+    } else if (replica < 0) {
         log_warn("%s is not named scheduler-N: not heard", bus_peer_name(peer));
-        return;
+    } else {
+        c->links[replica] = (struct control_link){.peer = peer};
+        bus_peer_set_data(peer, &c->links[replica]);
     }
-    c->schedulers[replica] = peer;
-    bus_peer_set_data(peer, &c->schedulers[replica]);
+}
+
+static void take_status(struct control_link *link, const struct proto_status *m)
+{
+    link->status = m->replica;
+    (void)snprintf(link->reason, sizeof link->reason, "%.*s", (int)m->replica.reason.len,
+                   m->replica.reason.data);
+    link->status.reason = (struct proto_str){0}; /* the message's memory */
 }
 
 static void on_message(void *ctx, struct bus_peer *peer, const struct proto_header *header,
                        const void *message)
 {
     struct control *c = ctx;
-    struct bus_peer **slot = bus_peer_data(peer);
+    struct control_link *link = bus_peer_data(peer);
 
-    if (!slot || *slot != peer)
+    if (!link || link->peer != peer)
         return;
     if (header->type == PROTO_GROUP_DOWN) {
         const struct proto_group_down *m = message;
         char reason[512];
 
         (void)snprintf(reason, sizeof reason, "%.*s", (int)m->reason.len, m->reason.data);
-        c->on.on_group_down(c->ctx, (int)(slot - c->schedulers), m->epoch, reason);
+        c->on.on_group_down(c->ctx, (int)(link - c->links), m->epoch, reason);
+    } else if (header->type == PROTO_STATUS) {
+        take_status(link, message);
+        c->on.on_status(c->ctx);
     } else {
         log_warn("%s sent %s, which is not for a launcher", bus_peer_name(peer),
                  proto_type_name(header->type));
@@ -57,12 +70,12 @@ static void on_message(void *ctx, struct bus_peer *peer, const struct proto_head
 static void on_down(void *ctx, struct bus_peer *peer, const char *reason)
 {
     struct control *c = ctx;
-    struct bus_peer **slot = bus_peer_data(peer);
+    struct control_link *link = bus_peer_data(peer);
 
-    if (!slot || *slot != peer)
+    if (!link || link->peer != peer)
         return;
-    *slot = NULL;
-    c->on.on_silent(c->ctx, (int)(slot - c->schedulers), reason);
+    link->peer = NULL;
+    c->on.on_silent(c->ctx, (int)(link - c->links), reason);
 }
 
 int control_open(struct control *c, uv_loop_t *loop, const char *endpoint, int64_t silence_ms_max,
@@ -73,7 +86,7 @@ int control_open(struct control *c, uv_loop_t *loop, const char *endpoint, int64
         .role = "launcher",
         .name = "launcher",
         .endpoint = endpoint,
-        .accepts = "scheduler",
+        .accepts = "scheduler,status",
         .silence_ms_max = silence_ms_max,
         .on = {.on_up = on_up, .on_message = on_message, .on_down = on_down},
         .ctx = c,
@@ -88,13 +101,20 @@ void control_group_down(struct control *c, int replica, uint64_t epoch, const ch
     struct proto_group_down m = {(uint32_t)replica, epoch, proto_str(reason)};
     struct err err;
 
-    if (c->schedulers[replica] && bus_send(c->schedulers[replica], PROTO_GROUP_DOWN, 0, &m, &err))
+    if (c->links[replica].peer && bus_send(c->links[replica].peer, PROTO_GROUP_DOWN, 0, &m, &err))
         log_warn("replica=%d epoch=%" PRIu64 " %s", replica, epoch, err.msg);
 }
 
 void control_forget(struct control *c, int replica)
 {
-    c->schedulers[replica] = NULL;
+    c->links[replica] = (struct control_link){0};
+}
+
+bool control_ready(const struct control *c, int replica, uint64_t epoch)
+{
+    const struct control_link *link = &c->links[replica];
+
+    return link->peer && link->status.ready && link->status.epoch == epoch;
 }
 
 void control_close(struct control *c)

@@ -12,6 +12,7 @@ int recovery_start(struct recovery *r, struct err *err)
 {
     int rc = 0;
 
+    r->start_us = clock_mono_us();
     for (int i = 0; i < r->replicas_count && !rc; i++) {
         r->replicas[i].epoch = 1;
         rc = commands_start_scheduler(r->commands, r->children, i, 1, err);
@@ -47,6 +48,7 @@ static bool recovery_allowed(struct recovery *r, struct restarts *restarts, cons
     } else {
         if (!r->lost_us)
             r->lost_us = now_us;
+        r->answered = false;
         r->on.on_lost(r->ctx);
         return true;
     }
@@ -196,14 +198,29 @@ void recovery_silent(struct recovery *r, int replica, const char *reason)
 
 /* ---- ready ---- */
 
+/* One answer says that there is a way through; of several replicas, each must say so itself. */
+static bool recovery_well(const struct recovery *r)
+{
+    for (int i = 0; i < r->replicas_count; i++)
+        if (!control_ready(r->control, i, r->replicas[i].epoch))
+            return false;
+    return r->answered;
+}
+
+void recovery_status(struct recovery *r)
+{
+    if (!r->lost_us || !recovery_well(r))
+        return;
+    log_say("phalanx: ready again after %.1f s", (double)(clock_mono_us() - r->lost_us) / 1e6);
+    r->lost_us = 0;
+}
+
 bool recovery_ready(struct recovery *r)
 {
     bool first = !r->started;
 
-    r->started = true;
-    if (r->lost_us)
-        log_say("phalanx: ready again after %.1f s", (double)(clock_mono_us() - r->lost_us) / 1e6);
-    r->lost_us = 0;
+    r->started = r->answered = true;
+    recovery_status(r);
     return first;
 }
 

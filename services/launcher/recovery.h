@@ -48,8 +48,10 @@ struct recovery {
     int gateways, tokenizers, replicas_count;
     struct replica replicas[GROUPS_MAX];
     struct restarts gateway_restarts[SERVICES_MAX], tokenizer_restarts[SERVICES_MAX];
-    bool started;    /* the server was ready once */
+    bool started; /* the server was ready once */
+    int64_t start_us;
     int64_t lost_us; /* since when not all is well; 0: it is */
+    bool answered;   /* the server has, since the last loss */
     bool draining;   /* gateways that end stay ended */
     bool fatal;
 };
@@ -68,6 +70,9 @@ void recovery_silent(struct recovery *r, int replica, const char *reason);
 
 /* The server answered that it is ready: true the first time. */
 bool recovery_ready(struct recovery *r);
+
+/* A scheduler has sent its status. */
+void recovery_status(struct recovery *r);
 
 /* Gateways are asked to take nobody in any more and to end when what runs has ended; all others go
  * on. False when there is nothing to wait for. */

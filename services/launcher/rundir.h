@@ -20,6 +20,10 @@ struct rundir {
  * that has it) and removes what a killed run left. Release with rundir_fini also after an error. */
 int rundir_init(struct rundir *r, const char *path, int port, struct err *err);
 
+/* The control endpoint of the server that has that run directory (path and port as above), to be
+ * freed; ERR_NOT_FOUND when there is none. */
+int rundir_find(const char *path, int port, char **control, struct err *err);
+
 /* Endpoints ipc://DIR/KIND-first.ipc and the count - 1 that follow it, separated by commas; the
  * caller's. kind: "tokenizer" (bound for gateways), "scheduler" (for tokenizers), "workers",
  * "control" (by the launcher, for schedulers). */

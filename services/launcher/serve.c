@@ -10,6 +10,7 @@
 #include "services/launcher/probe.h"
 #include "services/launcher/recovery.h"
 #include "services/launcher/rundir.h"
+#include "services/launcher/snapshot.h"
 #include "services/launcher/supervise.h"
 #include "services/launcher/words.h"
 
@@ -196,10 +197,31 @@ static void on_silent(void *ctx, int replica, const char *reason)
     recovery_silent(&s->recovery, replica, reason);
 }
 
+static void on_status(void *ctx)
+{
+    struct serve *s = ctx;
+
+    recovery_status(&s->recovery);
+}
+
+static void on_reader(void *ctx, struct bus_peer *peer)
+{
+    struct serve *s = ctx;
+    struct snapshot *now = mem_zalloc(sizeof *now);
+    struct err err;
+
+    snapshot_take(now, &s->recovery);
+    if (bus_send(peer, PROTO_NODE_STATUS, 0, &now->message, &err))
+        log_warn("%s: %s", bus_peer_name(peer), err.msg);
+    free(now);
+}
+
 static int open_control(struct serve *s, struct err *err)
 {
     static const struct control_callbacks on = {.on_group_down = on_group_down,
-                                                .on_silent = on_silent};
+                                                .on_silent = on_silent,
+                                                .on_status = on_status,
+                                                .on_reader = on_reader};
     char *endpoint = rundir_endpoints(&s->run, "control", 0, 1);
     double silence_s = options_float(&s->options, OPT_HEARTBEAT_TIMEOUT);
     int rc =

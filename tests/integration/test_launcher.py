@@ -552,7 +552,6 @@ def test_killed_child_starts_again(start, name, next_ones, same):
     before = server.children()
     os.kill(before[name]["pid"], signal.SIGKILL)
     wait_for(lambda: all(server.child(n)["pid"] != before[n]["pid"] for n in next_ones))
-    wait_for(lambda: "phalanx: ready again after " in server.text())
     after = server.children()
     assert {n for n in after if after[n]["pid"] == before[n]["pid"]} == set(same)
     assert none_left({n: before[n] for n in next_ones})
@@ -636,6 +635,63 @@ def test_restart_after_kill(start, place):
     second = start().ready()
     second.process.terminate()
     assert second.end() == 0
+
+
+# ---- status ----
+
+
+def test_status(start, place):
+    server = start().ready()
+    children = server.children()
+    os.kill(children["tokenizer-0"]["pid"], signal.SIGKILL)
+    wait_for(lambda: server.child("tokenizer-0")["pid"] != children["tokenizer-0"]["pid"])
+    done = run(place, "status", "--run-dir", place / "run")
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = [line.split() for line in done.stdout.splitlines()]
+    assert done.stdout.startswith("Phalanx ") and ": tiny, " in done.stdout
+    rows = {line[0]: line for line in lines if len(line) > 4}
+    for name, child in server.children().items():
+        assert rows[name][1] == str(child["pid"])
+        assert rows[name][3] == ("1" if name == "tokenizer-0" else "0")
+        assert float(rows[name][4]) > 1 and rows[name][5] == "MiB"
+    assert rows["launcher"][1] == str(server.process.pid)
+    done = run(place, "status", "--run-dir", place / "run", "--json")
+    status = json.loads(done.stdout)
+    assert [p["name"] for p in status["processes"]] == [
+        "launcher", "gateway-0", "tokenizer-0", "scheduler-0", "worker-0", "worker-1"]
+    assert status["model"] == "tiny" and status["uptime_s"] > 0
+    # The stand-in says nothing to the launcher.
+    assert [(r["epoch"], r["ready"], r["reason"]) for r in status["replicas"]] == \
+        [(1, False, "starting")]
+
+
+def test_status_without_server(start, place):
+    def refused(message, *args):
+        done = run(place, "status", *args)
+        assert (done.returncode, done.stdout) == (1, "")
+        assert done.stderr.startswith("phalanx status: " + message), done.stderr
+        assert len(done.stderr.splitlines()) == 1
+
+    refused("no server: there is no run directory /", "--port", str(free_port()))
+    refused("no server: there is no run directory", "--run-dir", place / "none")
+    refused("no server: there is no run directory", "--run-dir", place / "phalanx")
+    refused("no server runs in", "--run-dir", place)
+    server = start().ready()
+    children = server.children()
+    server.process.kill()
+    server.end()
+    wait_for(lambda: none_left(children))
+    assert (place / "run" / "control-0.ipc").exists()
+    refused("no server runs in", "--run-dir", place / "run")
+
+
+def test_status_of_a_hung_server(start, place):
+    server = start().ready()
+    os.kill(server.process.pid, signal.SIGSTOP)
+    done = run(place, "status", "--run-dir", place / "run")
+    os.kill(server.process.pid, signal.SIGCONT)
+    assert done.returncode == 1
+    assert done.stderr == "phalanx status: the server has not answered within 5 s\n"
 
 
 # ---- chat ----
