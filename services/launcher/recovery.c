@@ -6,7 +6,20 @@
 #include <inttypes.h>
 #include <stdio.h>
 
+#define HANG_MS 1000 /* who closes its link and means to end has ended by then */
+
 /* ---- start ---- */
+
+void recovery_init(struct recovery *r, uv_loop_t *loop)
+{
+    (void)uv_timer_init(loop, &r->hang);
+    r->hang.data = r;
+}
+
+void recovery_fini(struct recovery *r)
+{
+    uv_close((uv_handle_t *)&r->hang, NULL);
+}
 
 int recovery_start(struct recovery *r, struct err *err)
 {
@@ -183,6 +196,19 @@ void recovery_group_down(struct recovery *r, int replica, uint64_t epoch, const 
     group_over(r, replica, epoch, reason);
 }
 
+static void on_hang(uv_timer_t *timer)
+{
+    struct recovery *r = timer->data;
+    struct child *child = NULL;
+
+    while (!r->children->stopping && (child = supervisor_next(r->children, child))) {
+        if (child->role != CHILD_SCHEDULER || child->pid != r->replicas[child->replica].silent)
+            continue;
+        log_say("phalanx: %s (pid %d) hangs, killing it", child->name, (int)child->pid);
+        child_signal(child, SIGKILL);
+    }
+}
+
 void recovery_silent(struct recovery *r, int replica, const char *reason)
 {
     struct child *child = NULL;
@@ -190,9 +216,9 @@ void recovery_silent(struct recovery *r, int replica, const char *reason)
     while ((child = supervisor_next(r->children, child))) {
         if (child->role != CHILD_SCHEDULER || child->replica != replica)
             continue;
-        log_say("phalanx: %s (pid %d) hangs (%s), killing it", child->name, (int)child->pid,
-                reason);
-        child_signal(child, SIGKILL);
+        log_warn("%s pid=%d \"%s\"", child->name, (int)child->pid, reason);
+        r->replicas[replica].silent = child->pid;
+        (void)uv_timer_start(&r->hang, on_hang, HANG_MS, 0);
     }
 }
 

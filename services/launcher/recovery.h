@@ -37,6 +37,7 @@ struct replica {
     struct group group; /* its ranks on this node */
     uint64_t epoch;
     struct restarts scheduler_restarts, group_restarts;
+    pid_t silent; /* its scheduler, whose link is down; 0: none is */
 };
 
 struct recovery {
@@ -52,9 +53,14 @@ struct recovery {
     int64_t start_us;
     int64_t lost_us; /* since when not all is well; 0: it is */
     bool answered;   /* the server has, since the last loss */
+    uv_timer_t hang; /* until silent schedulers are killed */
     bool draining;   /* gateways that end stay ended */
     bool fatal;
 };
+
+/* Before all else; recovery_fini closes what it opened, and the loop must run once more. */
+void recovery_init(struct recovery *r, uv_loop_t *loop);
+void recovery_fini(struct recovery *r);
 
 /* Starts all: schedulers and ranks with epoch 1, tokenizers, gateways. */
 int recovery_start(struct recovery *r, struct err *err);
@@ -65,7 +71,8 @@ void recovery_child_ended(struct recovery *r, const struct child *child, const c
 /* Epoch `epoch` of a replica is over, for that reason: said by its scheduler or another node. */
 void recovery_group_down(struct recovery *r, int replica, uint64_t epoch, const char *reason);
 
-/* The scheduler of a replica says nothing any more: it is killed. */
+/* The link to the scheduler of a replica is down. When it does not end by itself it hangs, and is
+ * killed. */
 void recovery_silent(struct recovery *r, int replica, const char *reason);
 
 /* The server answered that it is ready: true the first time. */

@@ -236,6 +236,7 @@ static void init_recovery(struct serve *s)
 {
     struct recovery *r = &s->recovery;
 
+    recovery_init(r, &s->loop);
     r->commands = &s->commands;
     r->children = &s->children;
     r->control = &s->control;
@@ -311,6 +312,7 @@ static int serve_start(struct serve *s, struct err *err)
     supervisor_fini(&s->children);
     probe_fini(&s->probe);
     uv_close((uv_handle_t *)&s->drain, NULL);
+    recovery_fini(&s->recovery);
     (void)uv_run(&s->loop, UV_RUN_DEFAULT);
     (void)uv_loop_close(&s->loop);
     return status;
