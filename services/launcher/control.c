@@ -96,7 +96,7 @@ int control_open(struct control *c, uv_loop_t *loop, const char *endpoint, int64
     return bus_bind(&bus, &c->bus, err);
 }
 
-void control_group_down(struct control *c, int replica, uint64_t epoch, const char *reason)
+void control_say_down(struct control *c, int replica, uint64_t epoch, const char *reason)
 {
     struct proto_group_down m = {(uint32_t)replica, epoch, proto_str(reason)};
     struct err err;

@@ -40,7 +40,7 @@ int control_open(struct control *c, uv_loop_t *loop, const char *endpoint, int64
 
 /* Epoch `epoch` of that replica is over. A scheduler that is not connected hears of it otherwise:
  * from ranks of the next one. */
-void control_group_down(struct control *c, int replica, uint64_t epoch, const char *reason);
+void control_say_down(struct control *c, int replica, uint64_t epoch, const char *reason);
 
 /* The scheduler has said that its ranks of that epoch are ready. */
 bool control_ready(const struct control *c, int replica, uint64_t epoch);

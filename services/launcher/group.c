@@ -4,7 +4,7 @@
 #include <signal.h>
 #include <stdlib.h>
 
-void group_init(struct group *g, const struct group_config *config)
+void group_configure(struct group *g, const struct group_config *config)
 {
     *g = (struct group){.config = *config};
 }

@@ -29,7 +29,7 @@ struct group {
     bool waiting;   /* for ranks of earlier epochs to be gone */
 };
 
-void group_init(struct group *g, const struct group_config *config);
+void group_configure(struct group *g, const struct group_config *config);
 
 /* Epoch `epoch`, greater than the one before, begins: local ranks of earlier ones get SIGKILL and
  * its own are started, now or by the group_settle that follows the end of the last old one. */

@@ -162,7 +162,7 @@ static void worker_ended(struct recovery *r, const struct child *child, const ch
     struct err err = {0};
 
     if (group_lost(&replica->group, child)) {
-        control_group_down(r->control, child->replica, replica->epoch, how);
+        control_say_down(r->control, child->replica, replica->epoch, how);
         group_over(r, child->replica, replica->epoch, how);
     }
     recovery_check(r, group_settle(&replica->group, &err), &err);

@@ -256,7 +256,7 @@ static void init_recovery(struct serve *s)
 
         s->worker_endpoints[i] = rundir_endpoints(&s->run, "workers", i, 1);
         config.worker_endpoint = s->worker_endpoints[i];
-        group_init(&r->replicas[i].group, &config);
+        group_configure(&r->replicas[i].group, &config);
     }
 }
 
