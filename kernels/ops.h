@@ -22,7 +22,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define OPS_ABI 3
+#define OPS_ABI 4
 
 enum dtype { DTYPE_F32, DTYPE_BF16, DTYPE_F16, DTYPES };
 static inline size_t dtype_size(enum dtype t)
@@ -212,10 +212,17 @@ struct ops {
     int (*sample)(struct device *d, const struct act *normed, const struct weight *lm_head,
                   struct err *err);
 
-    /* Waits for the step and gives the results, in the order of the rows with sample; valid until
-     * the next step_begin. */
+    /* Waits for the oldest step that has begun and gives its results, in the order of the rows
+     * with sample; valid until the next step_end. */
     int (*step_end)(struct device *d, const struct ops_sampled **results, uint32_t *count,
                     struct err *err);
+    /* So many steps may have begun and not ended: 1, or more where rows of a step may follow tokens
+     * that the one before still chooses. A step with score ends before the next begins. */
+    uint32_t steps_ahead;
+    /* Whether step_end would return at once, with results or an error. NULL: always. */
+    bool (*step_ready)(struct device *d);
+    /* Microseconds that the device spent on the step ended last. NULL: not known. */
+    uint64_t (*step_us)(const struct device *d);
 
     /* For tests: the first `tokens` rows of an activation as float32, out and in; and the float32
      * logits (Vr) of result i of the last step (NULL where not kept). */

@@ -4,6 +4,7 @@
 #include "common/log.h"
 #include "common/mem.h"
 
+#include <assert.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -67,7 +68,7 @@ static void peer_free(struct bus_peer *peer)
     free(peer);
 }
 
-void peer_down(struct bus_peer *peer, const char *reason)
+static void peer_unlink(struct bus_peer *peer)
 {
     struct bus *bus = peer->bus;
     struct bus_peer **at = &bus->peers;
@@ -76,6 +77,12 @@ void peer_down(struct bus_peer *peer, const char *reason)
     *at = peer->next;
     bus->peers_count--;
     peer->down = true;
+}
+
+void peer_down(struct bus_peer *peer, const char *reason)
+{
+    struct bus *bus = peer->bus;
+    peer_unlink(peer);
     if (!bus->router)
         bus->instance = bus_random();
     bus->on.on_down(bus->ctx, peer, reason);
@@ -102,6 +109,32 @@ void peer_broken(struct bus_peer *peer, const char *reason)
     else
         join_again(bus, BROKEN_DELAY_MS);
     peer_down(peer, reason);
+}
+
+void bus_refuse(struct bus_peer *peer, const char *reason)
+{
+    struct bus *bus = peer->bus;
+    assert(bus->router);
+    if (peer->down)
+        return;
+    bus->refused[bus->refused_next] = peer->instance;
+    bus->refused_next = (bus->refused_next + 1) % BUS_IGNORED;
+    admit_refuse(bus, &peer->route, "%s", reason);
+    peer_unlink(peer);
+    peer_free(peer);
+}
+
+void bus_set_epoch(struct bus *bus, uint64_t epoch, const char *reason)
+{
+    assert(bus->router && epoch > bus->epoch);
+    bus->epoch = epoch;
+    while (bus->peers)
+        bus_refuse(bus->peers, reason);
+}
+
+uint64_t bus_epoch(const struct bus *bus)
+{
+    return bus->epoch;
 }
 
 static struct bus_peer *peer_by_route(struct bus *bus, const struct bus_route *from)
@@ -205,6 +238,17 @@ static void peer_ping_arrived(struct bus_peer *peer, const struct proto_ping *pi
         peer->bus->dirty = true; /* the window has moved */
 }
 
+static void peer_bye(struct bus_peer *peer, const struct proto_bye *bye)
+{
+    char reason[160];
+    snprintf(reason, sizeof(reason), "%.*s", (int)bye->reason.len, bye->reason.data);
+    if (peer->bus->router)
+        admit_ignore(peer->bus, &peer->route);
+    else
+        join_again(peer->bus, 0);
+    peer_down(peer, reason);
+}
+
 static void peer_message(struct bus_peer *peer, const struct proto_header *header,
                          const void *message, size_t len)
 {
@@ -217,6 +261,10 @@ static void peer_message(struct bus_peer *peer, const struct proto_header *heade
     }
     if (header->type == PROTO_PING && header->seq == 0) {
         peer_ping_arrived(peer, message);
+        return;
+    }
+    if (header->type == PROTO_BYE && header->seq == 0) {
+        peer_bye(peer, message);
         return;
     }
     if (header->type <= PROTO_PING || header->seq == 0) {
@@ -273,8 +321,8 @@ static void dealer_message(struct bus *bus, struct bus_peer *peer,
 {
     if (header->type == PROTO_REFUSE)
         join_refuse(bus, message);
-    else if (header->type == PROTO_WELCOME && header->epoch == bus->epoch)
-        join_welcome(bus, message);
+    else if (header->type == PROTO_WELCOME && (bus->epoch == 0 || header->epoch == bus->epoch))
+        join_welcome(bus, header->epoch, message);
     else if (peer && bus->join == JOIN_DONE)
         peer_message(peer, header, message, len);
 }
@@ -337,27 +385,37 @@ static bool bus_turn(void *ctx)
     return more || bus->dirty;
 }
 
+static struct bus_peer *peer_silent(const struct bus *bus, int64_t now_ms)
+{
+    for (struct bus_peer *p = bus->peers; p; p = p->next) {
+        if (now_ms - p->heard_ms > bus->silence_ms_max)
+            return p;
+    }
+    return NULL;
+}
+
 static void bus_tick(void *ctx)
 {
     struct bus *bus = ctx;
     const int64_t now = bus_now_ms();
     /* When we did not run, we could not hear: our own stall is nobody's silence. */
     const int64_t stall = now - bus->tick_ms - 2 * BUS_TICK_MS;
+    struct bus_peer *silent;
     char reason[64];
     bus->tick_ms = now;
     bus->complaints = 0;
     snprintf(reason, sizeof(reason), "silent for %lld ms", (long long)bus->silence_ms_max);
-    for (struct bus_peer *p = bus->peers, *next; p && !bus->closing; p = next) {
-        next = p->next;
-        if (stall > 0)
-            p->heard_ms += stall;
-        if (now - p->heard_ms > bus->silence_ms_max) {
-            if (!bus->router)
-                join_again(bus, 0);
-            peer_down(p, reason);
-        } else if (p->attached) {
+    for (struct bus_peer *p = bus->peers; p && stall > 0; p = p->next)
+        p->heard_ms += stall;
+    /* From the start each time: on_down may have refused any of them. */
+    while (!bus->closing && (silent = peer_silent(bus, now)) != NULL) {
+        if (!bus->router)
+            join_again(bus, 0);
+        peer_down(silent, reason);
+    }
+    for (struct bus_peer *p = bus->peers; p && !bus->closing; p = p->next) {
+        if (p->attached)
             peer_ping(p);
-        }
     }
     if (!bus->router && !bus->closing)
         join_tick(bus, now);
@@ -447,6 +505,11 @@ void bus_close(struct bus **self)
     if (!bus)
         return;
     bus_flush(bus);
+    for (struct bus_peer *p = bus->peers; p && bus->socket; p = p->next) {
+        const struct proto_bye bye = {.reason = proto_str("ended")};
+        if (p->attached && !p->link.unsent)
+            bus_send_control(bus, peer_route(p), PROTO_BYE, &bye);
+    }
     bus->closing = true;
     socket_close(&bus->socket, LINGER_MS);
     bus_uv_stop(&bus->uv);

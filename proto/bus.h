@@ -20,7 +20,7 @@
 #include <uv.h>
 
 struct bus;
-struct bus_peer; /* lives from on_up to the end of on_down, or to bus_close */
+struct bus_peer; /* lives from on_up to the end of on_down, or to bus_refuse or bus_close */
 
 struct bus_callbacks {
     /* HELLO or WELCOME was exchanged; the schema's hash is the same. */
@@ -28,14 +28,14 @@ struct bus_callbacks {
     /* A message in order. It lives until the callback returns. */
     void (*on_message)(void *ctx, struct bus_peer *peer, const struct proto_header *header,
                        const void *message);
-    /* Gone: silent for too long, restarted, or protocol error (reason says which). On the
+    /* Gone: ended, silent for too long, restarted, or protocol error (reason says which). On the
      * connecting side the bus goes on trying; on_up may follow. */
     void (*on_down)(void *ctx, struct bus_peer *peer, const char *reason);
     /* Connecting side only, may be NULL: the other refused us (role, version, schema, an epoch that
      * is over, too many peers); the bus tries no more. An on_down comes first if it was up. */
     void (*on_refused)(void *ctx, const char *reason);
-    /* Binding side only, may be NULL: a HELLO of a later epoch came. Its sender tries again; the
-     * owner calls bus_set_epoch when it is ready for it. */
+    /* Binding side only, may be NULL: a HELLO of a later epoch came. Its sender is let in at once
+     * when the owner calls bus_set_epoch here; else it tries again, about once a second. */
     void (*on_epoch)(void *ctx, uint64_t epoch);
 };
 
@@ -70,7 +70,7 @@ int bus_send(struct bus_peer *peer, enum proto_type type, uint64_t id, const voi
              struct err *err);
 
 /* Binding side: the peer is refused with that reason and forgotten, without on_down. It may come
- * back only as a new process (see bus_set_epoch). */
+ * back only as a new process (see bus_set_epoch). Nothing happens in the peer's own on_down. */
 void bus_refuse(struct bus_peer *peer, const char *reason);
 
 /* Binding side: another epoch begins, greater than the one before. All peers are refused as above;
@@ -88,9 +88,9 @@ void bus_peer_set_data(struct bus_peer *peer, void *data);
 /* Every peer that is up, for broadcasts: NULL ends the walk. */
 struct bus_peer *bus_next_peer(struct bus *bus, struct bus_peer *after);
 
-/* Stops the handles and closes the socket (lingering at most 200 ms); frees when the loop has run
- * the close callbacks. No callback of the bus is called any more. May be called inside one.
- * *self = NULL. */
+/* Tells the peers, stops the handles and closes the socket (lingering at most 200 ms); frees when
+ * the loop has run the close callbacks. No callback of the bus is called any more. May be called
+ * inside one. *self = NULL. */
 void bus_close(struct bus **self);
 
 #endif

@@ -130,7 +130,7 @@ static bool join_progress(struct bus_peer *peer, uint64_t received)
     return ++peer->joins_idle <= JOINS_IDLE_MAX;
 }
 
-void join_welcome(struct bus *bus, const struct proto_welcome *w)
+void join_welcome(struct bus *bus, uint64_t epoch, const struct proto_welcome *w)
 {
     struct bus_peer *peer = bus->peers;
     if (w->instance == 0) {
@@ -139,6 +139,7 @@ void join_welcome(struct bus *bus, const struct proto_welcome *w)
     }
     if (bus->join != JOIN_HELLO)
         return;
+    bus->epoch = epoch; /* ours already, or the first that we take part in */
     if (peer && peer->instance != w->instance) {
         /* It knows our end, but its own is new: nothing of the old link is left there. */
         const uint64_t ours = bus->instance;
@@ -256,12 +257,26 @@ static bool admit_check(struct bus *bus, const struct bus_route *from, uint64_t 
                      role_len, h->role.data, bus->name, bus->accepts);
         return false;
     }
-    if (epoch < bus->epoch) {
+    if (epoch != 0 && epoch < bus->epoch) {
         admit_refuse(bus, from, "%.*s is of epoch %" PRIu64 ", which is over: %s is at %" PRIu64,
                      name_len, h->name.data, epoch, bus->name, bus->epoch);
         return false;
     }
+    for (unsigned i = 0; i < BUS_IGNORED; i++) {
+        if (bus->refused[i] != 0 && bus->refused[i] == h->instance) {
+            admit_refuse(bus, from, "%.*s was refused before", name_len, h->name.data);
+            return false;
+        }
+    }
     return true;
+}
+
+/* A HELLO of a later epoch: true when the owner is ready for it at once. */
+static bool admit_later(struct bus *bus, uint64_t epoch)
+{
+    if (bus->on.on_epoch)
+        bus->on.on_epoch(bus->ctx, epoch);
+    return !bus->closing && bus->epoch == epoch;
 }
 
 static struct bus_peer *peer_find(struct bus *bus, struct proto_str name)
@@ -288,8 +303,7 @@ static void admit_welcome(struct bus *bus, const struct bus_peer *peer)
 void admit_hello(struct bus *bus, const struct bus_route *from, uint64_t epoch,
                  const struct proto_hello *h)
 {
-    /* A HELLO of a newer epoch is for who will bind here next; its sender tries again. */
-    if (!admit_check(bus, from, epoch, h) || epoch > bus->epoch)
+    if (!admit_check(bus, from, epoch, h) || (epoch > bus->epoch && !admit_later(bus, epoch)))
         return;
 
     struct bus_peer *peer = peer_find(bus, h->name);
@@ -300,7 +314,8 @@ void admit_hello(struct bus *bus, const struct bus_route *from, uint64_t epoch,
     if (peer && !same) {
         peer_down(peer, "restarted");
         peer = NULL;
-        if (bus->closing)
+        /* on_down may have begun another epoch. */
+        if (bus->closing || !admit_check(bus, from, epoch, h))
             return;
     }
     if (!peer && bus->peers_count >= bus->peers_max) {

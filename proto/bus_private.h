@@ -77,6 +77,9 @@ struct bus {
     /* binding side: connections that are not listened to any more */
     struct bus_route ignored[BUS_IGNORED];
     unsigned ignored_next;
+    /* instances of peers that were refused while they were up: not let in again */
+    uint64_t refused[BUS_IGNORED];
+    unsigned refused_next;
 };
 
 int64_t bus_now_ms(void);
@@ -102,7 +105,7 @@ void join_turn(struct bus *bus); /* says HELLO on a new connection, notices a lo
 void join_tick(struct bus *bus, int64_t now_ms);
 /* Gives the connection up and makes a new one, at the earliest delay_ms from now. */
 void join_again(struct bus *bus, int64_t delay_ms);
-void join_welcome(struct bus *bus, const struct proto_welcome *w);
+void join_welcome(struct bus *bus, uint64_t epoch, const struct proto_welcome *w);
 void join_refuse(struct bus *bus, const struct proto_refuse *r);
 
 /* Binding side. */

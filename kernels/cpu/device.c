@@ -433,6 +433,7 @@ const struct ops *phalanx_backend(void)
         .score = cpu_score,
         .sample = cpu_sample,
         .step_end = cpu_step_end,
+        .steps_ahead = 1,
         .act_read = cpu_act_read,
         .act_write = cpu_act_write,
         .logits = cpu_logits,

@@ -14,7 +14,8 @@
 #include <cuda_runtime_api.h>
 #include <nccl.h>
 
-#define UPLOADS 2 /* staging buffers in turn */
+#define STEPS_AHEAD 2 /* begun and not ended */
+#define UPLOADS 4     /* staging buffers in turn */
 #define PATCHES_MAX 4096u
 #define UPLOAD_WORDS (2u << 20)
 #define GEMM_PLANS_MAX 512u
@@ -45,6 +46,7 @@ struct act {
 
 struct slot {
     bool open, adjusted, cut; /* cut: top-k, top-p or min-p */
+    bool open_choice;         /* candidates may not be enough */
     uint32_t count, pages_count;
     uint64_t epoch; /* 1 + the upload its last patch is in */
 };
@@ -102,6 +104,16 @@ struct frame {
     uint32_t *result_token;   /* (num_slots): index of the row's last token */
 };
 
+struct flight {
+    cudaEvent_t begun, finished;
+    struct sample_result *results; /* pinned (num_slots) */
+    uint32_t count;
+    int64_t begun_us;
+    bool open;    /* a row may be undecided until all ranks' logits are gathered */
+    bool closed;  /* everything is queued */
+    bool decided; /* nothing is open any more */
+};
+
 struct device {
     struct ops_config config;
     struct ops_model model;
@@ -147,8 +159,11 @@ struct device {
     uint32_t ops_count;
     struct replay *replays;
     uint32_t replays_count;
-    bool any_adjusted, any_cut, sampled;
-    void *scratch; /* (tokens_max, hidden), and gate_up of GATE_UP_TOKENS */
+    bool any_adjusted, any_cut, any_open, sampled;
+    struct flight flights[STEPS_AHEAD];
+    uint32_t flights_first, flights_count, ready_turns;
+    uint64_t step_us; /* of the last one ended */
+    void *scratch;    /* (tokens_max, hidden), and gate_up of GATE_UP_TOKENS */
     float *partials;
     uint32_t *arrivals;
 
@@ -156,8 +171,7 @@ struct device {
     uint32_t vocab_share; /* ceil(V / tp_size) */
     void *last;           /* (num_slots, hidden) */
     struct sample_args sample;
-    struct sample_args whole;           /* of one row gathered from all ranks */
-    struct sample_result *results_host; /* pinned */
+    struct sample_args whole; /* of one row gathered from all ranks */
     struct ops_sampled *results;
     float *logits_host;
 };
@@ -165,6 +179,8 @@ struct device {
 /* device.c. Errors name rank, device and cause. */
 int cuda_fail(const struct device *d, cudaError_t rc, const char *what, struct err *err);
 int cuda_wait(struct device *d, struct err *err); /* for the stream, or until a rank is lost */
+int cuda_wait_event(struct device *d, cudaEvent_t event, struct err *err);
+bool cuda_overdue(const struct device *d, int64_t since_us); /* longer ago than ranks may take */
 
 /* memory.c: freed with the device. */
 int cuda_alloc(struct device *d, size_t bytes, void *out, const char *what, struct err *err);
@@ -197,6 +213,18 @@ void cuda_slot_close(struct device *d, uint32_t slot);
 int cuda_step_begin(struct device *d, const struct ops_row *rows, uint32_t count, struct err *err);
 
 int slots_reserve(struct device *d, struct err *err); /* the slot of rows that nobody asked for */
+
+/* flight.c. flight_close: the last operation is queued. flight_decide: before anything of the
+ * newest step is overwritten. */
+int flights_open(struct device *d, struct err *err);
+void flights_close(struct device *d);
+int flight_begin(struct device *d, struct err *err);
+int flight_close(struct device *d, struct err *err);
+int flight_decide(struct device *d, struct err *err);
+int cuda_step_end(struct device *d, const struct ops_sampled **results, uint32_t *count,
+                  struct err *err);
+bool cuda_step_ready(struct device *d);
+uint64_t cuda_step_us(const struct device *d);
 
 /* replay.c */
 uint32_t replay_bucket(const struct device *d, uint32_t rows);
@@ -252,8 +280,6 @@ int cuda_gate_up_silu(struct device *d, const struct act *x, const struct weight
                       struct act *out, struct err *err);
 int cuda_sample(struct device *d, const struct act *normed, const struct weight *lm_head,
                 struct err *err);
-int cuda_step_end(struct device *d, const struct ops_sampled **results, uint32_t *count,
-                  struct err *err);
 const float *cuda_logits(struct device *d, uint32_t i);
 
 #endif

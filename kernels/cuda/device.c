@@ -14,34 +14,41 @@ int cuda_fail(const struct device *d, cudaError_t rc, const char *what, struct e
                    cudaGetErrorString(rc), cudaGetErrorName(rc));
 }
 
-static double now_s(void)
+bool cuda_overdue(const struct device *d, int64_t since_us)
 {
-    return 1e-6 * (double)clock_mono_us();
+    double limit_s = d->config.comm_timeout_s;
+
+    return limit_s > 0 && 1e-6 * (double)(clock_mono_us() - since_us) > limit_s;
 }
 
 /* Polls rather than blocks: a lost rank leaves the collective's kernel spinning for ever. */
-int cuda_wait(struct device *d, struct err *err)
+int cuda_wait_event(struct device *d, cudaEvent_t event, struct err *err)
 {
-    cudaError_t rc = cudaEventRecord(d->finished, d->stream);
-    double begin = now_s();
+    int64_t begin_us = clock_mono_us();
+    cudaError_t rc;
 
-    for (uint32_t turn = 1; rc == cudaSuccess; turn++) {
-        rc = cudaEventQuery(d->finished);
+    for (uint32_t turn = 1;; turn++) {
+        rc = cudaEventQuery(event);
         if (rc == cudaSuccess)
             return p2p_check(d, err);
         if (rc != cudaErrorNotReady)
-            break;
-        rc = cudaSuccess;
+            return cuda_fail(d, rc, "step", err);
         if (!d->nccl || turn % 1024)
             continue;
         if (comm_check(d, err))
             return ERR_PEER;
-        if (d->config.comm_timeout_s > 0 && now_s() - begin > d->config.comm_timeout_s)
+        if (cuda_overdue(d, begin_us))
             return err_set(err, ERR_TIMEOUT, "rank %u, cuda:%u: a step took more than %g s",
                            d->config.rank, d->config.device_index, d->config.comm_timeout_s);
         (void)sched_yield();
     }
-    return cuda_fail(d, rc, "step", err);
+}
+
+int cuda_wait(struct device *d, struct err *err)
+{
+    cudaError_t rc = cudaEventRecord(d->finished, d->stream);
+
+    return rc == cudaSuccess ? cuda_wait_event(d, d->finished, err) : cuda_fail(d, rc, "step", err);
 }
 
 static int model_check(const struct ops_config *config, const struct ops_model *m, struct err *err)
@@ -118,6 +125,7 @@ static void cuda_device_close(struct device **self)
         d->acts = a->next;
         free(a);
     }
+    flights_close(d);
     cuda_free_all(d);
     free(d->slots);
     free(d->results);
@@ -229,6 +237,9 @@ const struct ops *phalanx_backend(void)
         .gate_up_silu = cuda_gate_up_silu,
         .sample = cuda_sample,
         .step_end = cuda_step_end,
+        .steps_ahead = STEPS_AHEAD,
+        .step_ready = cuda_step_ready,
+        .step_us = cuda_step_us,
         .act_read = cuda_act_read,
         .act_write = cuda_act_write,
         .logits = cuda_logits,

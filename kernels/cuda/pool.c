@@ -183,8 +183,7 @@ static int sample_alloc(struct device *d, struct err *err)
     int rc = allocate_all(d, wants, sizeof wants / sizeof *wants, err);
 
     if (!rc)
-        rc = cuda_alloc_pinned(d, d->num_slots * sizeof *d->results_host, &d->results_host,
-                               "results", err);
+        rc = flights_open(d, err);
     if (rc)
         return rc;
     if (ranks == 1)

@@ -1,8 +1,6 @@
 /* Sampling's host side: launches, gathers, results. */
 #include "kernels/cuda/cuda.h"
 
-#include <string.h>
-
 static int candidates_gather(struct device *d, struct err *err)
 {
     struct sample_args *a = &d->sample;
@@ -55,9 +53,6 @@ static int sample_run(struct device *d, const struct op *op, struct err *err)
         rc = launch_decide(d->stream, a);
     if (rc == cudaSuccess && d->any_cut && !d->nccl)
         rc = launch_decide_all(d->stream, a);
-    if (rc == cudaSuccess)
-        rc = cudaMemcpyAsync(d->results_host, a->results, d->results_count * sizeof *a->results,
-                             cudaMemcpyDeviceToHost, d->stream);
     return rc == cudaSuccess ? 0 : cuda_fail(d, rc, "sampling", err);
 }
 
@@ -69,7 +64,7 @@ int cuda_sample(struct device *d, const struct act *normed, const struct weight 
     int rc;
 
     if (!d->results_count)
-        return 0;
+        return flight_close(d, err);
     if (normed->width != d->model.hidden || lm_head->cols != d->model.hidden ||
         lm_head->rows < d->model.vocab_count || lm_head->rows > d->vocab_share)
         return err_set(err, ERR_INVALID, "cuda: sample: width %u, LM head %u x %u, not %u x %u",
@@ -81,67 +76,7 @@ int cuda_sample(struct device *d, const struct act *normed, const struct weight 
     for (uint32_t i = 0; i < d->results_asked; i++)
         d->slots[d->frame_host.result_slot[i]].count++;
     d->sampled = true;
-    return rc;
-}
-
-/* Gathers the whole row of result i and decides from it; all ranks hold the same records, so all
- * come here for the same rows. */
-static int decide_whole(struct device *d, uint32_t i, struct err *err)
-{
-    struct sample_args *a = &d->sample, *w = &d->whole;
-    cudaError_t rc;
-    int failed = comm_all_gather(d, a->logits + (size_t)i * a->stride,
-                                 d->vocab_share * sizeof(float), (void *)(uintptr_t)w->logits, err);
-
-    if (failed)
-        return failed;
-    w->result_slot = d->frame.result_slot + i;
-    w->results = a->results + i;
-    rc = d->any_adjusted ? launch_adjust(d->stream, w) : cudaSuccess;
-    if (rc == cudaSuccess)
-        rc = launch_decide_all(d->stream, w);
-    if (rc == cudaSuccess)
-        rc = cudaMemcpyAsync(d->results_host + i, a->results + i, sizeof *a->results,
-                             cudaMemcpyDeviceToHost, d->stream);
-    return rc == cudaSuccess ? 0 : cuda_fail(d, rc, "sampling", err);
-}
-
-static int result_take(const struct device *d, const struct sample_result *from,
-                       struct ops_sampled *to, struct err *err)
-{
-    if (from->undecided || from->id >= d->model.vocab_size || from->top_count > OPS_LOGPROBS_MAX)
-        return err_set(err, ERR_INTERNAL, "rank %u, cuda:%u: no token was chosen for slot %u",
-                       d->config.rank, d->config.device_index, from->slot);
-    to->slot = from->slot;
-    to->id = from->id;
-    to->logprob = from->logprob;
-    to->top_count = from->top_count;
-    memcpy(to->top_ids, from->top_ids, sizeof to->top_ids);
-    memcpy(to->top_logprobs, from->top_logprobs, sizeof to->top_logprobs);
-    return 0;
-}
-
-int cuda_step_end(struct device *d, const struct ops_sampled **results, uint32_t *count,
-                  struct err *err)
-{
-    uint32_t n = d->sampled ? d->results_asked : 0;
-    int rc = replay_flush(d, err);
-    bool again = false;
-
-    if (!rc)
-        rc = cuda_wait(d, err);
-    for (uint32_t i = 0; i < n && !rc; i++)
-        if (d->results_host[i].undecided && d->nccl) {
-            rc = decide_whole(d, i, err);
-            again = true;
-        }
-    if (again && !rc)
-        rc = cuda_wait(d, err);
-    for (uint32_t i = 0; i < n && !rc; i++)
-        rc = result_take(d, &d->results_host[i], &d->results[i], err);
-    *results = d->results;
-    *count = rc ? 0 : n;
-    return rc;
+    return rc ? rc : flight_close(d, err);
 }
 
 const float *cuda_logits(struct device *d, uint32_t i)

@@ -140,6 +140,7 @@ int cuda_slot_open(struct device *d, uint32_t slot, const uint32_t *tokens, uint
                   (sampling->end_ids_count && generated < sampling->min_tokens);
     s->cut = sampling->temperature > 0.0f &&
              (sampling->top_k > 0 || sampling->top_p < 1.0f || sampling->min_p > 0.0f);
+    s->open_choice = s->cut && (sampling->top_k <= 0 || sampling->top_k > (int32_t)CANDIDATES);
     return 0;
 }
 
@@ -244,6 +245,7 @@ static void row_add(struct device *d, uint32_t index, const struct ops_row *row)
     f->result_token[d->results_count++] = d->tokens_count - 1;
     d->any_adjusted = d->any_adjusted || s->adjusted;
     d->any_cut = d->any_cut || s->cut;
+    d->any_open = d->any_open || s->open_choice;
 }
 
 static int frame_upload(struct device *d, struct err *err)
@@ -309,8 +311,13 @@ int cuda_step_begin(struct device *d, const struct ops_row *rows, uint32_t count
 
     if (count > d->num_slots)
         return err_set(err, ERR_INVALID, "%u rows, %u slots", count, d->num_slots);
+    if (d->flights_count == STEPS_AHEAD)
+        return err_set(err, ERR_INVALID, "%d steps have not ended", STEPS_AHEAD);
     d->tokens_count = d->rows_count = d->tiles_count = d->decode_count = d->results_count = 0;
-    d->any_adjusted = d->any_cut = d->sampled = false;
+    rc = flight_decide(d, err);
+    if (rc)
+        return rc;
+    d->any_adjusted = d->any_cut = d->any_open = d->sampled = false;
     for (uint32_t i = 0; i < count; i++) {
         rc = row_check(d, &rows[i], err);
         if (rc)
@@ -327,6 +334,8 @@ int cuda_step_begin(struct device *d, const struct ops_row *rows, uint32_t count
     set = cudaSetDevice((int)d->config.device_index);
     if (set != cudaSuccess)
         return cuda_fail(d, set, "step", err);
-    rc = frame_upload(d, err);
+    rc = flight_begin(d, err);
+    if (!rc)
+        rc = frame_upload(d, err);
     return rc || !d->tokens_count ? rc : replay_add(d, &prepare, err);
 }

@@ -43,9 +43,8 @@ static int decoder_layer(struct decoder *d, uint32_t layer, const struct weight 
     return rc;
 }
 
-int decoder_step(struct decoder *d, const struct ops_row *rows, uint32_t count,
-                 struct decoder_scores *scores, const struct ops_sampled **results,
-                 uint32_t *results_count, struct err *err)
+int decoder_begin(struct decoder *d, const struct ops_row *rows, uint32_t count,
+                  struct decoder_scores *scores, struct err *err)
 {
     const struct weights *w = d->weights;
     uint32_t layers = d->config->layers;
@@ -62,7 +61,5 @@ int decoder_step(struct decoder *d, const struct ops_row *rows, uint32_t count,
                                  &scores->results, err)
                  : err_set(err, ERR_UNSUPPORTED,
                            "%s does not compute log probabilities of prompt tokens", d->ops->name);
-    if (!rc)
-        rc = d->ops->sample(d->device, d->normed, w->lm_head, err);
-    return rc ? rc : d->ops->step_end(d->device, results, results_count, err);
+    return rc ? rc : d->ops->sample(d->device, d->normed, w->lm_head, err);
 }

@@ -25,9 +25,8 @@ struct decoder_scores {
 /* The activations; after ops->pool_alloc. */
 int decoder_alloc(struct decoder *d, const struct shard *shard, struct err *err);
 
-/* One step; results are the device's, valid until the next. */
-int decoder_step(struct decoder *d, const struct ops_row *rows, uint32_t count,
-                 struct decoder_scores *scores, const struct ops_sampled **results,
-                 uint32_t *results_count, struct err *err);
+/* A step, up to its sampling; ops->step_end gives what came of it. */
+int decoder_begin(struct decoder *d, const struct ops_row *rows, uint32_t count,
+                  struct decoder_scores *scores, struct err *err);
 
 #endif

@@ -43,9 +43,10 @@ struct engine_info {
 };
 
 struct engine_result {
-    const struct proto_sampled *results; /* the engine's, valid until the next step */
+    const struct proto_sampled *results; /* the engine's, valid until the next step ends */
     uint32_t count;
-    uint64_t hash; /* of the step and its tokens: the same on all ranks */
+    uint64_t hash;      /* of the step and its tokens: the same on all ranks */
+    uint64_t device_us; /* that the device spent on it; 0: not known */
 };
 
 struct engine_kind {
@@ -54,10 +55,15 @@ struct engine_kind {
     void (*info)(const struct engine *e, struct engine_info *info);
     int (*kv_alloc)(struct engine *e, uint32_t num_pages, uint32_t num_slots, uint32_t tokens_max,
                     struct err *err);
-    /* One whole step, as messages.def says; everything in it is checked (slots, pages, counts)
-     * before it is used. */
-    int (*step)(struct engine *e, const struct proto_step *step, struct engine_result *result,
-                struct err *err);
+    /* Begins a step, as messages.def says; everything in it is checked (slots, pages, counts)
+     * before it is used. The message need not outlive the call. */
+    int (*begin)(struct engine *e, const struct proto_step *step, struct err *err);
+    /* Whether another step may begin before the one under way has ended. */
+    bool (*room)(const struct engine *e);
+    /* Whether `end` would return at once. NULL: it computes the step itself. */
+    bool (*ready)(const struct engine *e);
+    /* Waits for the oldest step that has begun. */
+    int (*end)(struct engine *e, struct engine_result *result, struct err *err);
     void (*free)(struct engine **self);
 };
 

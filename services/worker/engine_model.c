@@ -15,6 +15,23 @@
 
 #include <xxhash.h>
 
+#define STEPS_MAX 2 /* begun and not ended */
+
+/* What a result is made of. */
+struct wanted {
+    uint32_t slot;
+    bool sample, logprob;
+    uint32_t scores;
+};
+
+/* A step that has begun. */
+struct under_way {
+    struct wanted *wanted; /* (num_slots) */
+    uint32_t count, rows;
+    uint64_t hash;                    /* of its rows */
+    const struct ops_sampled *scored; /* NULL: it scores nothing */
+};
+
 struct engine {
     const struct ops *ops;
     struct device *device;
@@ -25,6 +42,8 @@ struct engine {
     uint32_t page_size, context_length;
     uint64_t fingerprint, bytes_read;
     struct slots slots; /* views is NULL before kv_alloc */
+    struct under_way under_way[STEPS_MAX];
+    uint32_t first, count; /* of them, in turn */
     struct ops_row *rows;
     uint32_t *end_ids;
     struct ops_bias *bias;
@@ -51,6 +70,8 @@ static void engine_model_free(struct engine **self)
         e->ops->device_close(&e->device);
     weights_fini(&e->weights);
     slots_fini(&e->slots);
+    for (uint32_t i = 0; i < STEPS_MAX; i++)
+        free(e->under_way[i].wanted);
     free(e->rows);
     free(e->scores);
     free(e->end_ids);
@@ -260,6 +281,8 @@ static int kv_alloc(struct engine *e, uint32_t num_pages, uint32_t num_slots, ui
     if (rc)
         return rc;
     slots_init(&e->slots, &config);
+    for (uint32_t i = 0; i < STEPS_MAX; i++)
+        e->under_way[i].wanted = mem_array(num_slots, sizeof *e->under_way[i].wanted);
     e->rows = mem_array(num_slots, sizeof *e->rows);
     e->scores = mem_array(num_slots, sizeof *e->scores);
     e->end_ids = mem_array(END_IDS_MAX, sizeof *e->end_ids);
@@ -312,51 +335,54 @@ static struct proto_logprob *fill_logprob(struct engine *e, uint32_t i, const st
     return &e->logprobs[i];
 }
 
-/* What the device chose and scored; returns the number of results. */
-static uint32_t fill_results(struct engine *e, const struct proto_step *step,
-                             const struct ops_sampled *sampled, const struct ops_sampled *scored)
+/* What the device chose and scored for the step. */
+static void fill_results(struct engine *e, const struct under_way *u,
+                         const struct ops_sampled *sampled)
 {
-    uint32_t count = 0, next = 0, logprobs = e->slots.config.num_slots;
+    const struct ops_sampled *scored = u->scored;
+    uint32_t logprobs = e->slots.config.num_slots;
 
-    for (uint32_t i = 0; i < step->rows_count; i++) {
-        const struct proto_row *row = &step->rows[i];
-        const struct proto_score *score = slots_score(step, i, &next);
-        struct proto_sampled *r = &e->results[count];
+    for (uint32_t i = 0; i < u->count; i++) {
+        const struct wanted *w = &u->wanted[i];
+        struct proto_sampled *r = &e->results[i];
 
-        if (!row->sample && !score)
-            continue;
-        *r = (struct proto_sampled){.slot = row->slot};
-        if (row->sample) {
+        *r = (struct proto_sampled){.slot = w->slot};
+        if (w->sample) {
             r->id = sampled->id;
-            if (e->slots.views[row->slot].logprobs >= 0) {
-                r->logprob = fill_logprob(e, count, sampled);
+            if (w->logprob) {
+                r->logprob = fill_logprob(e, i, sampled);
                 r->logprob_count = 1;
             }
             sampled++;
         }
-        if (score) {
+        if (w->scores) {
             r->prompt = &e->logprobs[logprobs];
-            r->prompt_count = score->count;
-            for (uint32_t k = 0; k < score->count; k++)
+            r->prompt_count = w->scores;
+            for (uint32_t k = 0; k < w->scores; k++)
                 (void)fill_logprob(e, logprobs++, scored++);
         }
-        count++;
     }
-    return count;
 }
 
-/* The step's rows and scores as the device takes them; returns the number of scores. */
-static uint32_t fill_rows(struct engine *e, const struct proto_step *step)
+/* The step's rows and scores as the device takes them, and what its results are to be; returns the
+ * number of scores. */
+static uint32_t fill_rows(struct engine *e, const struct proto_step *step, struct under_way *u)
 {
     uint32_t next = 0;
 
+    u->count = 0;
+    u->rows = step->rows_count;
     for (uint32_t i = 0; i < step->rows_count; i++) {
+        const struct proto_row *row = &step->rows[i];
         const struct proto_score *score = slots_score(step, i, &next);
 
-        e->rows[i] = (struct ops_row){step->rows[i].slot, step->rows[i].start, step->rows[i].count,
-                                      step->rows[i].sample};
+        e->rows[i] = (struct ops_row){row->slot, row->start, row->count, row->sample};
         if (score)
             e->scores[next - 1] = (struct ops_score){i, score->start, score->count};
+        if (row->sample || score)
+            u->wanted[u->count++] =
+                (struct wanted){row->slot, row->sample, e->slots.views[row->slot].logprobs >= 0,
+                                score ? score->count : 0};
     }
     return next;
 }
@@ -375,12 +401,17 @@ static int apply_slots(struct engine *e, const struct proto_step *step, struct e
     return rc;
 }
 
-static int step(struct engine *e, const struct proto_step *step, struct engine_result *result,
-                struct err *err)
+static bool room(const struct engine *e)
 {
+    uint32_t most = e->ops->steps_ahead < STEPS_MAX ? e->ops->steps_ahead : STEPS_MAX;
+
+    return e->count < most && !(e->count && e->under_way[e->first].scored);
+}
+
+static int begin(struct engine *e, const struct proto_step *step, struct err *err)
+{
+    struct under_way *u = &e->under_way[(e->first + e->count) % STEPS_MAX];
     struct decoder_scores scores = {.list = e->scores};
-    const struct ops_sampled *sampled = NULL;
-    uint32_t count = 0;
     int rc;
 
     if (!e->slots.views)
@@ -389,14 +420,37 @@ static int step(struct engine *e, const struct proto_step *step, struct engine_r
     if (!rc)
         rc = apply_slots(e, step, err);
     if (!rc)
-        scores.count = fill_rows(e, step);
+        scores.count = fill_rows(e, step, u);
     if (!rc && step->rows_count)
-        rc = decoder_step(&e->decoder, e->rows, step->rows_count, &scores, &sampled, &count, err);
+        rc = decoder_begin(&e->decoder, e->rows, step->rows_count, &scores, err);
     if (rc)
         return rc;
-    count = fill_results(e, step, sampled, scores.results);
-    *result = (struct engine_result){.results = e->results, .count = count};
-    result->hash = slots_hash(step, e->results, count);
+    u->hash = slots_hash_rows(step);
+    u->scored = scores.results;
+    e->count++;
+    return 0;
+}
+
+static bool ready(const struct engine *e)
+{
+    return !e->ops->step_ready || !e->under_way[e->first].rows || e->ops->step_ready(e->device);
+}
+
+static int end(struct engine *e, struct engine_result *result, struct err *err)
+{
+    struct under_way *u = &e->under_way[e->first];
+    const struct ops_sampled *sampled = NULL;
+    uint32_t count;
+    int rc = u->rows ? e->ops->step_end(e->device, &sampled, &count, err) : 0;
+
+    if (rc)
+        return rc;
+    fill_results(e, u, sampled);
+    *result = (struct engine_result){.results = e->results, .count = u->count};
+    result->hash = slots_hash_results(u->hash, e->results, u->count);
+    result->device_us = u->rows && e->ops->step_us ? e->ops->step_us(e->device) : 0;
+    e->first = (e->first + 1) % STEPS_MAX;
+    e->count--;
     return 0;
 }
 
@@ -418,7 +472,10 @@ const struct engine_kind engine_cpu = {
     .load = load_cpu,
     .info = info,
     .kv_alloc = kv_alloc,
-    .step = step,
+    .begin = begin,
+    .room = room,
+    .ready = ready,
+    .end = end,
     .free = engine_model_free,
 };
 const struct engine_kind engine_cuda = {
@@ -426,6 +483,9 @@ const struct engine_kind engine_cuda = {
     .load = load_cuda,
     .info = info,
     .kv_alloc = kv_alloc,
-    .step = step,
+    .begin = begin,
+    .room = room,
+    .ready = ready,
+    .end = end,
     .free = engine_model_free,
 };

@@ -15,8 +15,8 @@
 
 #include <xxhash.h>
 
-/* Pages cost nothing here; enough for a large batch, little enough for the scheduler's tables. */
-#define NULL_POOL_TOKENS (1u << 22)
+/* Pages cost nothing here, of whatever size; little enough for the scheduler's tables. */
+#define NULL_POOL_PAGES (1u << 18)
 
 struct engine {
     uint32_t vocab_size, context_length, page_size;
@@ -25,6 +25,9 @@ struct engine {
     uint32_t eos_count;
     uint64_t fingerprint;
     struct slots slots;
+    struct engine_result pending; /* of the step under way */
+    bool under_way;
+    int64_t begun_us;
     struct proto_sampled *results;
     struct proto_logprob *logprobs;
     struct proto_alternative *alternatives;
@@ -120,7 +123,7 @@ static void info(const struct engine *e, struct engine_info *out)
         .device = "null",
         .vocab_size = e->vocab_size,
         .context_length = e->context_length,
-        .pages_max = NULL_POOL_TOKENS / e->page_size,
+        .pages_max = NULL_POOL_PAGES,
         .fingerprint = e->fingerprint,
         .eos_count = e->eos_count,
         .prompt_logprobs = true,
@@ -207,21 +210,35 @@ static void wait_until(int64_t until_us)
         continue;
 }
 
-static int step(struct engine *e, const struct proto_step *step, struct engine_result *result,
-                struct err *err)
+static int begin(struct engine *e, const struct proto_step *step, struct err *err)
 {
-    int64_t start_us = clock_mono_us();
     int rc;
+
+    e->begun_us = clock_mono_us();
 
     if (!e->slots.views)
         return err_set(err, ERR_PROTOCOL, "a step before the KV pool");
     rc = slots_apply(&e->slots, step, err);
     if (rc)
         return rc;
-    *result = (struct engine_result){.results = e->results, .count = fill_results(e, step)};
-    result->hash = slots_hash(step, e->results, result->count);
+    e->pending = (struct engine_result){.results = e->results, .count = fill_results(e, step)};
+    e->pending.hash = slots_hash_results(slots_hash_rows(step), e->results, e->pending.count);
+    e->under_way = true;
+    return 0;
+}
+
+static bool room(const struct engine *e)
+{
+    return !e->under_way;
+}
+
+static int end(struct engine *e, struct engine_result *result, struct err *err)
+{
+    (void)err;
     if (e->step_us)
-        wait_until(start_us + e->step_us);
+        wait_until(e->begun_us + e->step_us);
+    e->under_way = false;
+    *result = e->pending;
     return 0;
 }
 
@@ -231,6 +248,8 @@ const struct engine_kind engine_null = {
     .load = load,
     .info = info,
     .kv_alloc = kv_alloc,
-    .step = step,
+    .begin = begin,
+    .room = room,
+    .end = end,
     .free = engine_null_free,
 };

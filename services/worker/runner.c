@@ -4,6 +4,7 @@
 #include "common/log.h"
 
 #include <errno.h>
+#include <sched.h>
 #include <string.h>
 #include <time.h>
 
@@ -76,17 +77,31 @@ static int runner_kv_alloc(struct runner *r, const struct proto_kv_alloc *m, str
     return mailbox_push(r->out, PROTO_KV_READY, &ready, err);
 }
 
-static int runner_step(struct runner *r, const struct proto_step *m, struct err *err)
+static int runner_begin(struct runner *r, const struct proto_step *m, struct err *err)
 {
-    int64_t start_us = clock_mono_us();
+    struct begun *b = &r->begun[r->begun_count];
+    int rc;
+
+    *b = (struct begun){m->step, clock_mono_us()};
+    rc = r->kind->begin(r->engine, m, err);
+    r->begun_count += !rc;
+    return rc;
+}
+
+/* The oldest step that has begun. */
+static int runner_end(struct runner *r, struct err *err)
+{
+    const struct begun b = r->begun[0];
     struct engine_result result;
-    struct proto_step_done done = {.step = m->step, .rank = r->config.rank};
-    int rc = r->kind->step(r->engine, m, &result, err);
+    struct proto_step_done done = {.step = b.step, .rank = r->config.rank};
+    int rc = r->kind->end(r->engine, &result, err);
 
     if (rc)
         return rc;
+    memmove(r->begun, r->begun + 1, --r->begun_count * sizeof *r->begun);
     done.hash = result.hash;
-    done.elapsed_us = (uint64_t)(clock_mono_us() - start_us);
+    done.elapsed_us =
+        result.device_us ? result.device_us : (uint64_t)(clock_mono_us() - b.start_us);
     if (r->config.rank == 0) {
         /* Encoding only reads; the message's struct serves both directions. */
         done.results = (struct proto_sampled *)(uintptr_t)result.results;
@@ -107,8 +122,27 @@ static int runner_take(struct runner *r, struct proto_arena *arena, const struct
     if (header.type == PROTO_KV_ALLOC)
         return runner_kv_alloc(r, message, err);
     if (header.type == PROTO_STEP)
-        return runner_step(r, message, err);
+        return runner_begin(r, message, err);
     return err_set(err, ERR_PROTOCOL, "%s is not for a worker", proto_type_name(header.type));
+}
+
+/* The next message, as soon as the engine has room for a step; false: end a step instead, which is
+ * ready or has to be computed here. A step that comes while another computes is queued behind it at
+ * once, so that the device never waits for it. */
+static bool runner_receive(struct runner *r, struct buf *bytes, bool *closed)
+{
+    if (!r->begun_count) {
+        *closed = !mailbox_wait(r->in, bytes);
+        return true;
+    }
+    for (;;) {
+        if (r->begun_count < RUNNER_STEPS_MAX && r->kind->room(r->engine) &&
+            mailbox_poll(r->in, bytes))
+            return true;
+        if (!r->kind->ready || r->kind->ready(r->engine))
+            return false;
+        (void)sched_yield();
+    }
 }
 
 static void *runner_main(void *ctx)
@@ -120,7 +154,15 @@ static void *runner_main(void *ctx)
     struct err err = {0};
     int rc = runner_load(r, &err);
 
-    while (!rc && mailbox_wait(r->in, &bytes)) {
+    while (!rc) {
+        bool closed = false;
+
+        if (!runner_receive(r, &bytes, &closed)) {
+            rc = runner_end(r, &err);
+            continue;
+        }
+        if (closed)
+            break;
         rc = runner_take(r, &arena, &bytes, &err);
         buf_fini(&bytes);
         proto_arena_clear(&arena);

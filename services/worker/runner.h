@@ -6,11 +6,21 @@
 #include "services/worker/engine.h"
 #include "services/worker/mailbox.h"
 
+#define RUNNER_STEPS_MAX 2
+
+/* A step that the engine has begun and not ended. */
+struct begun {
+    uint64_t step;
+    int64_t start_us;
+};
+
 struct runner {
     const struct engine_kind *kind;
     struct engine_config config; /* strings are borrowed */
     struct engine *engine;
     struct mailbox *in, *out;
+    struct begun begun[RUNNER_STEPS_MAX];
+    uint32_t begun_count;
     pthread_t thread;
 };
 

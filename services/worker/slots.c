@@ -197,8 +197,7 @@ int slots_apply(struct slots *s, const struct proto_step *step, struct err *err)
     return rc ? err_prefix(err, "step %llu", (unsigned long long)step->step) : 0;
 }
 
-uint64_t slots_hash(const struct proto_step *step, const struct proto_sampled *results,
-                    uint32_t count)
+uint64_t slots_hash_rows(const struct proto_step *step)
 {
     uint64_t hash = step->step;
 
@@ -208,6 +207,11 @@ uint64_t slots_hash(const struct proto_step *step, const struct proto_sampled *r
 
         hash = XXH64(row, sizeof row, hash);
     }
+    return hash;
+}
+
+uint64_t slots_hash_results(uint64_t hash, const struct proto_sampled *results, uint32_t count)
+{
     for (uint32_t i = 0; i < count; i++) {
         const uint32_t result[2] = {results[i].slot, results[i].id};
 

@@ -47,8 +47,8 @@ int slots_apply(struct slots *s, const struct proto_step *step, struct err *err)
 /* The score of row i of a checked step, or NULL. *next, 0 at first, counts those found: i rises. */
 const struct proto_score *slots_score(const struct proto_step *step, uint32_t i, uint32_t *next);
 
-/* Of a step's rows and the tokens they got; equal on all ranks that did the same. */
-uint64_t slots_hash(const struct proto_step *step, const struct proto_sampled *results,
-                    uint32_t count);
+/* Of a step's rows; with the tokens they got, equal on all ranks that did the same. */
+uint64_t slots_hash_rows(const struct proto_step *step);
+uint64_t slots_hash_results(uint64_t hash, const struct proto_sampled *results, uint32_t count);
 
 #endif

@@ -93,7 +93,7 @@ def private_bytes(pids):
 def run(binaries, streams, tokens, step_us, extra):
     replicas = max(1, -(-streams // SLOTS_MAX))
     args = ["--dp-size", replicas, "--max-running-requests", min(streams, SLOTS_MAX),
-            "--context-length", 65536, "--null-step-us", step_us, *extra]
+            "--context-length", 65536, "--page-size", 64, "--null-step-us", step_us, *extra]
     server = Server(binaries[0], args)
     try:
         pids = server.pids()

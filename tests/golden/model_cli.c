@@ -127,7 +127,8 @@ static bool run_step(struct run *r, uint32_t first, uint32_t count)
         rows[step.rows_count++] = (struct proto_row){s, p->computed, n, n == left};
         p->computed += n;
     }
-    check(r->kind->step(r->engine, &step, &result, &err), &err);
+    check(r->kind->begin(r->engine, &step, &err), &err);
+    check(r->kind->end(r->engine, &result, &err), &err);
     r->steps++;
     for (uint32_t i = 0; i < step.pages_count; i++)
         free(pages[i].pages);

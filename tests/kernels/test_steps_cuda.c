@@ -158,6 +158,87 @@ static void slots_leave(struct model *m, uint32_t from, uint32_t to)
     }
 }
 
+#define AHEAD_ROWS 6u
+#define AHEAD_STEPS 20u
+
+/* Ends the CUDA device's oldest step and keeps what it chose. */
+static void ahead_end(struct model *m, struct ops_sampled *out)
+{
+    const struct ops_sampled *results;
+    uint32_t count;
+
+    must(m->p.ops[1]->step_end(m->p.device[1], &results, &count, &err));
+    assert_int_equal(count, AHEAD_ROWS);
+    memcpy(out, results, count * sizeof *out);
+}
+
+/* Random choices of the CUDA device alone, with at most `ahead` steps begun and not ended. */
+static void ahead_run(struct model *m, uint32_t ahead, struct ops_sampled *out)
+{
+    uint32_t ended = 0;
+
+    m->p.pages_used = 0;
+    for (uint32_t i = 0; i < AHEAD_ROWS; i++) {
+        struct ops_sampling sampling = greedy;
+
+        sampling.temperature = 0.8f;
+        sampling.top_k = i % 2 ? 5 : 0;
+        sampling.seed = 100 + i;
+        m->length[i] = 3 + i;
+        slot_fill(&m->p, i, m->length[i], 0, &sampling);
+    }
+    for (uint32_t s = 0; s < AHEAD_STEPS; s++) {
+        struct ops_row rows[AHEAD_ROWS];
+
+        for (uint32_t i = 0; i < AHEAD_ROWS; i++) {
+            uint32_t count = s ? 1 : m->length[i];
+
+            rows[i] = (struct ops_row){i, m->length[i] - count, count, true};
+            m->length[i]++;
+        }
+        model_step(m, 1, rows, AHEAD_ROWS, 0);
+        if (s - ended + 1 == ahead)
+            ahead_end(m, out + AHEAD_ROWS * ended++);
+    }
+    while (ended < AHEAD_STEPS)
+        ahead_end(m, out + AHEAD_ROWS * ended++);
+    slots_leave(m, 0, SLOTS);
+}
+
+/* A step that begins before the tokens of the one before are known goes on from them. */
+static void test_steps_ahead(void **state)
+{
+    static const struct shape shape = {256, 8, 2, 64, 384, 1003, 16, DTYPE_BF16};
+    static struct ops_sampled one[AHEAD_STEPS * AHEAD_ROWS], two[AHEAD_STEPS * AHEAD_ROWS];
+    struct model *m = mem_zalloc(sizeof *m);
+    struct ops_row row = {0, 0, 1, false};
+    struct err e;
+    uint64_t random;
+    (void)state;
+
+    if (!pair_open(&m->p, &shape, 78)) {
+        free(m);
+        skip();
+    }
+    model_make(m);
+    random = m->p.random;
+    ahead_run(m, 1, one);
+    m->p.random = random;
+    ahead_run(m, m->p.ops[1]->steps_ahead, two);
+    for (uint32_t i = 0; i < AHEAD_STEPS * AHEAD_ROWS; i++) {
+        assert_int_equal(one[i].slot, two[i].slot);
+        assert_int_equal(one[i].id, two[i].id);
+        assert_memory_equal(&one[i].logprob, &two[i].logprob, sizeof one[i].logprob);
+    }
+    m->p.random = random;
+    slot_fill(&m->p, 0, 1, 0, &greedy);
+    for (uint32_t i = 0; i < m->p.ops[1]->steps_ahead; i++)
+        must(m->p.ops[1]->step_begin(m->p.device[1], &row, 1, &err));
+    assert_int_equal(m->p.ops[1]->step_begin(m->p.device[1], &row, 1, &e), ERR_INVALID);
+    pair_close(&m->p);
+    free(m);
+}
+
 static void model_run(const struct shape *s, uint32_t window, const char **skipped)
 {
     struct model *m = mem_zalloc(sizeof *m);
@@ -205,7 +286,8 @@ static void test_steps(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_steps)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_steps),
+                                       cmocka_unit_test(test_steps_ahead)};
 
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

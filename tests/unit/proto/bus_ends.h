@@ -129,7 +129,7 @@ static inline struct bus_config config_of(struct end *e, uv_loop_t *loop, const 
                                .name = name,
                                .endpoint = where,
                                .accepts = "gateway,tokenizer",
-                               .on = {on_up, on_message, on_down, on_refused},
+                               .on = {on_up, on_message, on_down, on_refused, NULL},
                                .ctx = e};
 }
 
@@ -202,6 +202,83 @@ static inline void pair_up(struct end *a, struct end *b, uv_loop_t *loop)
     b->stop_ups = b->ups + 1;
     while (!a->peer || !b->peer)
         run(loop);
+}
+
+/* ---- another process, to be stopped or killed ---- */
+
+static inline void echo_message(void *ctx, struct bus_peer *peer, const struct proto_header *header,
+                                const void *message)
+{
+    (void)ctx;
+    if (bus_send(peer, header->type, header->id, message, NULL) != 0)
+        _exit(1);
+}
+
+static inline void echo_up(void *ctx, struct bus_peer *peer)
+{
+    (void)ctx;
+    (void)peer;
+}
+
+static inline void echo_down(void *ctx, struct bus_peer *peer, const char *reason)
+{
+    (void)ctx;
+    (void)peer;
+    (void)reason;
+}
+
+#define ECHO_REFUSED 7 /* status of an echo that was refused */
+
+static inline void echo_refused(void *ctx, const char *reason)
+{
+    (void)ctx;
+    (void)reason;
+    _exit(ECHO_REFUSED);
+}
+
+/* `echo ENDPOINT bind|connect EPOCH`: sends back whatever comes, until it is killed or refused. */
+static inline int echo_main(char **argv)
+{
+    const bool binds = strcmp(argv[3], "bind") == 0;
+    uv_loop_t loop;
+    struct bus *bus = NULL;
+    log_init("echo", LOG_ERROR);
+    uv_loop_init(&loop);
+    const struct bus_config c = {.loop = &loop,
+                                 .role = binds ? "scheduler" : "tokenizer",
+                                 .name = "echo",
+                                 .endpoint = argv[2],
+                                 .accepts = "tokenizer",
+                                 .epoch = strtoull(argv[4], NULL, 10),
+                                 .on = {echo_up, echo_message, echo_down, echo_refused, NULL}};
+    if ((binds ? bus_bind(&c, &bus, NULL) : bus_connect(&c, &bus, NULL)) < 0)
+        return 1;
+    uv_run(&loop, UV_RUN_DEFAULT);
+    return 0;
+}
+
+static inline pid_t echo_start(const char *where, const char *side, const char *epoch)
+{
+    char path[] = "/proc/self/exe";
+    char *arguments[] = {
+        path, mem_strdup("echo"), mem_strdup(where), mem_strdup(side), mem_strdup(epoch), NULL};
+    pid_t pid = fork();
+    if (pid == 0) {
+        prctl(PR_SET_PDEATHSIG, SIGKILL); /* a test that fails leaves no stopped process behind */
+        execv(path, arguments);
+        _exit(127);
+    }
+    for (int i = 1; i < 5; i++)
+        free(arguments[i]);
+    return pid;
+}
+
+static inline void echo_end(pid_t pid)
+{
+    int status = 0;
+    kill(pid, SIGKILL);
+    assert_int_equal(waitpid(pid, &status, 0), pid);
+    assert_true(WIFSIGNALED(status));
 }
 
 #endif

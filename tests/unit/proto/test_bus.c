@@ -1,4 +1,4 @@
-/* Links between two ends that behave: order, restarts, epochs, bounds, endpoints. */
+/* Links between two ends that behave: order, restarts, ends, bounds, endpoints. */
 #include "tests/unit/proto/bus_ends.h"
 
 static void test_order_both_ways(void **state)
@@ -68,7 +68,7 @@ static void test_connecting_side_restarts(void **state)
     run(&loop);
     assert_int_equal(a.ups, 2);
     assert_int_equal(a.downs, 1);
-    assert_string_equal(a.reason, "restarted");
+    assert_string_equal(a.reason, "ended");
     run_ms(&loop, 300);
     assert_int_equal(again.ups, 1);
     assert_int_equal(again.got, 1); /* nothing that was meant for the old one */
@@ -97,7 +97,6 @@ static void test_binding_side_restarts(void **state)
     while (b.ups < 2 || again.got < 1 || b.got < 1)
         run(&loop);
     assert_int_equal(b.downs, 1);
-    assert_string_equal(b.reason, "restarted");
     run_ms(&loop, 300);
     assert_true(again.got == 1 && b.got == 1 && again.wrong + b.wrong == 0);
     assert_int_equal(again.downs, 0);
@@ -147,38 +146,24 @@ static void test_large_messages(void **state)
     loop_end(&loop);
 }
 
-/* A zombie of an older epoch is told to end; one of a newer epoch waits for its bus. */
-static void test_epochs(void **state)
+/* The connecting side closes its end: it is gone at once, not after a silence. */
+static void test_end_is_said(void **state)
 {
     (void)state;
     uv_loop_t loop;
     uv_loop_init(&loop);
-    struct end a = {0}, old = {0}, new = {0}, next = {0};
-    struct bus_config c = config_of(&a, &loop, "scheduler", "scheduler-0", endpoint("epoch"));
-    c.epoch = 3;
+    struct end a = {.stop_downs = 1}, b = {0};
+    struct bus_config c = config_of(&a, &loop, "scheduler", "scheduler-0", endpoint("bye"));
+    c.silence_ms_max = 2 * GUARD_MS;
     assert_int_equal(bus_bind(&c, &a.bus, NULL), 0);
-    c = config_of(&old, &loop, "gateway", "gateway-0", endpoint("epoch"));
-    c.epoch = 2;
-    assert_int_equal(bus_connect(&c, &old.bus, NULL), 0);
+    end_connect(&b, &loop, endpoint("bye"));
+    pair_up(&a, &b, &loop);
+    send_one(&b, 0);
+    bus_close(&b.bus);
     run(&loop);
-    assert_int_equal(old.refusals, 1);
-    assert_non_null(strstr(old.reason, "epoch 2"));
-    assert_non_null(strstr(old.reason, "3"));
-    c = config_of(&new, &loop, "gateway", "gateway-0", endpoint("epoch"));
-    c.epoch = 4;
-    assert_int_equal(bus_connect(&c, &new.bus, NULL), 0);
-    run_ms(&loop, 500);
-    assert_int_equal(new.refusals + new.ups + a.ups, 0);
+    assert_int_equal(a.got, 1);
+    assert_string_equal(a.reason, "ended");
     bus_close(&a.bus);
-    run_ms(&loop, 300);
-    c = config_of(&next, &loop, "scheduler", "scheduler-0", endpoint("epoch"));
-    c.epoch = 4;
-    assert_int_equal(bus_bind(&c, &next.bus, NULL), 0);
-    pair_up(&next, &new, &loop);
-    assert_int_equal(new.refusals, 0);
-    bus_close(&next.bus);
-    bus_close(&new.bus);
-    bus_close(&old.bus);
     loop_end(&loop);
 }
 
@@ -323,7 +308,7 @@ int main(void)
         cmocka_unit_test(test_binding_side_restarts),
         cmocka_unit_test(test_closed_inside_callback),
         cmocka_unit_test(test_large_messages),
-        cmocka_unit_test(test_epochs),
+        cmocka_unit_test(test_end_is_said),
         cmocka_unit_test(test_too_many_peers),
         cmocka_unit_test(test_bounds_of_a_message),
         cmocka_unit_test(test_endpoints),

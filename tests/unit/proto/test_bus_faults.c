@@ -222,69 +222,6 @@ static void test_connection_swallows(void **state)
 
 /* ---- another process that is stopped ---- */
 
-static void echo_message(void *ctx, struct bus_peer *peer, const struct proto_header *header,
-                         const void *message)
-{
-    (void)ctx;
-    if (bus_send(peer, header->type, header->id, message, NULL) != 0)
-        _exit(1);
-}
-
-static void echo_up(void *ctx, struct bus_peer *peer)
-{
-    (void)ctx;
-    (void)peer;
-}
-
-static void echo_down(void *ctx, struct bus_peer *peer, const char *reason)
-{
-    (void)ctx;
-    (void)peer;
-    (void)reason;
-}
-
-/* `test_bus echo ENDPOINT bind|connect`: sends back whatever comes, until it is killed. */
-static int echo_main(const char *where, bool binds)
-{
-    uv_loop_t loop;
-    struct bus *bus = NULL;
-    log_init("echo", LOG_ERROR);
-    uv_loop_init(&loop);
-    const struct bus_config c = {.loop = &loop,
-                                 .role = binds ? "scheduler" : "tokenizer",
-                                 .name = "echo",
-                                 .endpoint = where,
-                                 .accepts = "tokenizer",
-                                 .on = {echo_up, echo_message, echo_down, NULL}};
-    if ((binds ? bus_bind(&c, &bus, NULL) : bus_connect(&c, &bus, NULL)) < 0)
-        return 1;
-    uv_run(&loop, UV_RUN_DEFAULT);
-    return 0;
-}
-
-static pid_t echo_start(const char *where, const char *side)
-{
-    char path[] = "/proc/self/exe";
-    char *arguments[] = {path, mem_strdup("echo"), mem_strdup(where), mem_strdup(side), NULL};
-    pid_t pid = fork();
-    if (pid == 0) {
-        prctl(PR_SET_PDEATHSIG, SIGKILL); /* a test that fails leaves no stopped process behind */
-        execv(path, arguments);
-        _exit(127);
-    }
-    for (int i = 1; i < 4; i++)
-        free(arguments[i]);
-    return pid;
-}
-
-static void echo_end(pid_t pid)
-{
-    int status = 0;
-    kill(pid, SIGKILL);
-    assert_int_equal(waitpid(pid, &status, 0), pid);
-    assert_true(WIFSIGNALED(status));
-}
-
 /* 20,000 messages there and back while the other process stops for up to longer than ZeroMQ's
  * heartbeat allows, so that connections break: none lost, none twice, in order. */
 static void stalls(const char *name, bool bind)
@@ -294,7 +231,7 @@ static void stalls(const char *name, bool bind)
     struct end a = {.stop_at = 20000};
     if (bind)
         end_bind(&a, &loop, endpoint(name));
-    pid_t pid = echo_start(endpoint(name), bind ? "connect" : "bind");
+    pid_t pid = echo_start(endpoint(name), bind ? "connect" : "bind", "0");
     if (!bind)
         end_connect(&a, &loop, endpoint(name));
     a.stop_ups = 1;
@@ -344,7 +281,7 @@ static void silence(const char *name, bool bind)
         config_of(&a, &loop, bind ? "scheduler" : "tokenizer", "self", endpoint(name));
     c.silence_ms_max = 700;
     assert_int_equal(bind ? bus_bind(&c, &a.bus, NULL) : 0, 0);
-    pid_t pid = echo_start(endpoint(name), bind ? "connect" : "bind");
+    pid_t pid = echo_start(endpoint(name), bind ? "connect" : "bind", "0");
     assert_int_equal(bind ? 0 : bus_connect(&c, &a.bus, NULL), 0);
     a.stop_ups = 1;
     run(&loop);
@@ -363,7 +300,7 @@ static void silence(const char *name, bool bind)
     echo_end(pid);
     a.stop_downs = 2;
     run(&loop);
-    pid = echo_start(endpoint(name), bind ? "connect" : "bind");
+    pid = echo_start(endpoint(name), bind ? "connect" : "bind", "0");
     a.stop_ups = 3;
     run(&loop);
     send_one(&a, 0);
@@ -389,8 +326,8 @@ static void test_silence_of_the_connecting_side(void **state)
 
 int main(int argc, char **argv)
 {
-    if (argc == 4 && strcmp(argv[1], "echo") == 0)
-        return echo_main(argv[2], strcmp(argv[3], "bind") == 0);
+    if (argc == 5 && strcmp(argv[1], "echo") == 0)
+        return echo_main(argv);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_connection_cut),
         cmocka_unit_test(test_connection_swallows),

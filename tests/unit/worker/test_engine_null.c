@@ -13,6 +13,14 @@
 
 #include <cmocka.h>
 
+static int step_whole(const struct engine_kind *kind, struct engine *e,
+                      const struct proto_step *step, struct engine_result *result, struct err *err)
+{
+    int rc = kind->begin(e, step, err);
+
+    return rc ? rc : kind->end(e, result, err);
+}
+
 static void tokens_are_a_fixed_function(void **state)
 {
     const uint32_t eos[] = {0, 3, 4, 9};
@@ -71,7 +79,7 @@ static void generate(struct engine *e, uint32_t *ids, uint32_t known, uint32_t g
 
     for (uint32_t i = 0; i < count; i++) {
         step.step = i + 1;
-        if (kind->step(e, &step, &result, &err))
+        if (step_whole(kind, e, &step, &result, &err))
             fail_msg("%s", err.msg);
         assert_int_equal(result.count, 1);
         assert_int_equal(result.results[0].slot, 1);
@@ -154,11 +162,11 @@ static void order_of_calls_is_checked(void **state)
     struct err err;
 
     (void)state;
-    assert_int_equal(kind->step(e, &step, &result, &err), ERR_PROTOCOL);
+    assert_int_equal(step_whole(kind, e, &step, &result, &err), ERR_PROTOCOL);
     assert_int_equal(kind->kv_alloc(e, 0, 2, 64, &err), ERR_PROTOCOL);
     assert_int_equal(kind->kv_alloc(e, 8, 2, 64, &err), 0);
     assert_int_equal(kind->kv_alloc(e, 8, 2, 64, &err), ERR_PROTOCOL);
-    assert_int_equal(kind->step(e, &step, &result, &err), 0);
+    assert_int_equal(step_whole(kind, e, &step, &result, &err), 0);
     assert_int_equal(result.count, 0);
     kind->free(&e);
     assert_null(engine_find("gpu"));
@@ -179,7 +187,7 @@ static void a_step_takes_its_time(void **state)
     assert_int_equal(kind->load(&config, &e, &err), 0);
     assert_int_equal(kind->kv_alloc(e, 8, 2, 64, &err), 0);
     start_us = clock_mono_us();
-    assert_int_equal(kind->step(e, &step, &result, &err), 0);
+    assert_int_equal(step_whole(kind, e, &step, &result, &err), 0);
     assert_true(clock_mono_us() - start_us >= 30000);
     kind->free(&e);
 }

@@ -283,18 +283,18 @@ static void the_hash_sees_rows_and_tokens(void **state)
     struct proto_row rows[2] = {{1, 0, 6, true}, {2, 3, 1, true}};
     struct proto_sampled results[2] = {{.slot = 1, .id = 5}, {.slot = 2, .id = 6}};
     struct proto_step step = {.step = 7, .rows = rows, .rows_count = 2};
-    uint64_t hash = slots_hash(&step, results, 2);
+    uint64_t hash = slots_hash_results(slots_hash_rows(&step), results, 2);
 
     (void)state;
-    assert_true(slots_hash(&step, results, 2) == hash);
+    assert_true(slots_hash_results(slots_hash_rows(&step), results, 2) == hash);
     results[1].id = 7;
-    assert_true(slots_hash(&step, results, 2) != hash);
+    assert_true(slots_hash_results(slots_hash_rows(&step), results, 2) != hash);
     results[1].id = 6;
     rows[0].start = 1;
-    assert_true(slots_hash(&step, results, 2) != hash);
+    assert_true(slots_hash_results(slots_hash_rows(&step), results, 2) != hash);
     rows[0].start = 0;
     step.step = 8;
-    assert_true(slots_hash(&step, results, 2) != hash);
+    assert_true(slots_hash_results(slots_hash_rows(&step), results, 2) != hash);
 }
 
 int main(void)
