@@ -20,9 +20,9 @@ const struct option_row option_rows[OPTIONS_COUNT] = {
 };
 
 const struct option_program option_programs[OPTION_PROGRAMS] = {
-    {'S', "phalanx serve"},     {'C', "phalanx chat"},    {'B', "phalanx bench"},
-    {'K', "phalanx keygen"},    {'g', "phalanx-gateway"}, {'t', "phalanx-tokenizer"},
-    {'s', "phalanx-scheduler"}, {'w', "phalanx-worker"},
+    {'S', "phalanx serve"},     {'C', "phalanx chat"},      {'B', "phalanx bench"},
+    {'K', "phalanx keygen"},    {'T', "phalanx status"},    {'g', "phalanx-gateway"},
+    {'t', "phalanx-tokenizer"}, {'s', "phalanx-scheduler"}, {'w', "phalanx-worker"},
 };
 
 const char *option_name(enum option id)

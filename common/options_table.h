@@ -25,7 +25,7 @@ struct option_program {
     const char *name;
 };
 
-#define OPTION_PROGRAMS 8
+#define OPTION_PROGRAMS 9
 extern const struct option_program option_programs[OPTION_PROGRAMS];
 
 #endif

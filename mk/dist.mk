@@ -5,12 +5,13 @@ MANDIR = $(DESTDIR)$(PREFIX)/share/man/man1
 DATADIR = $(DESTDIR)$(PREFIX)/share/phalanx
 DEMO_FILES = $(filter-out %.py,$(wildcard deploy/demo-model/*))
 # Page names and the commands that print them.
-MAN_PAGES := phalanx phalanx-serve phalanx-chat phalanx-bench phalanx-keygen phalanx-gateway \
-	phalanx-tokenizer phalanx-scheduler phalanx-worker
+MAN_PAGES := phalanx phalanx-serve phalanx-chat phalanx-bench phalanx-keygen phalanx-status \
+	phalanx-gateway phalanx-tokenizer phalanx-scheduler phalanx-worker
 MAN_COMMAND_phalanx-serve := phalanx serve
 MAN_COMMAND_phalanx-chat := phalanx chat
 MAN_COMMAND_phalanx-bench := phalanx bench
 MAN_COMMAND_phalanx-keygen := phalanx keygen
+MAN_COMMAND_phalanx-status := phalanx status
 
 .PHONY: man install uninstall bundle dist
 man: $(MAN_PAGES:%=$(BUILD)/man/%.1)

@@ -6,6 +6,7 @@
 #include "services/launcher/chat.h"
 #include "services/launcher/keygen.h"
 #include "services/launcher/serve.h"
+#include "services/launcher/status.h"
 #include "services/launcher/words.h"
 
 #include <stdbool.h>
@@ -41,6 +42,8 @@ static const struct command commands[] = {
      bench_hidden},
     {"keygen", "phalanx keygen", 'K',
      "Makes a cluster key: into a new file, or on standard output.", keygen_main},
+    {"status", "phalanx status", 'T', "Shows the processes and replicas of a running server.",
+     status_main},
 };
 #define COMMANDS (sizeof commands / sizeof *commands)
 
@@ -83,7 +86,9 @@ static void print_man(void)
 
 static int unknown_command(const char *name)
 {
-    log_say("phalanx: unknown command '%.80s' (serve, chat, bench, keygen, help or version)", name);
+    log_say(
+        "phalanx: unknown command '%.80s' (serve, chat, bench, keygen, status, help or version)",
+        name);
     return 2;
 }
 

@@ -9,10 +9,16 @@
 #include <string.h>
 #include <unistd.h>
 
-#define ATTEMPT_US 2000000
+#define ATTEMPT_US 2000000 /* /health/ready is answered at once */
+#define TOKEN_US 30000000  /* a token may have to wait for others */
+#define STEP_MS 10
 
-static const char request[] = "GET /health/ready HTTP/1.1\r\nHost: localhost\r\n"
-                              "Connection: close\r\n\r\n";
+static const char *const requests[] = {
+    [PROBE_READY] = "GET /health/ready HTTP/1.1\r\nHost: localhost\r\n"
+                    "Connection: close\r\n\r\n",
+    [PROBE_TOKEN] = "GET /health_generate HTTP/1.1\r\nHost: localhost\r\n"
+                    "Connection: close\r\n\r\n",
+};
 
 int probe_init(struct probe *p, const char *host, int port, struct err *err)
 {
@@ -33,7 +39,7 @@ int probe_init(struct probe *p, const char *host, int port, struct err *err)
     return 0;
 }
 
-void probe_fini(struct probe *p)
+static void probe_close(struct probe *p)
 {
     if (p->fd >= 0)
         (void)close(p->fd);
@@ -78,7 +84,7 @@ static void to_loopback(struct sockaddr_storage *address)
 
 static void probe_end_attempt(struct probe *p)
 {
-    probe_fini(p);
+    probe_close(p);
     p->next_us = clock_mono_us() + PROBE_PERIOD_MS * 1000;
 }
 
@@ -89,21 +95,11 @@ static void probe_begin_attempt(struct probe *p)
     to_loopback(&address);
     p->sent = false;
     p->reply_len = 0;
-    p->next_us = clock_mono_us() + ATTEMPT_US;
+    p->next_us = clock_mono_us() + (p->kind == PROBE_TOKEN ? TOKEN_US : ATTEMPT_US);
     p->fd = socket(address.ss_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     if (p->fd < 0 ||
         (connect(p->fd, (struct sockaddr *)&address, p->address_len) && errno != EINPROGRESS))
         probe_end_attempt(p);
-}
-
-int probe_poll(const struct probe *p, struct pollfd *fd)
-{
-    int64_t left_us = p->next_us - clock_mono_us();
-
-    fd->fd = p->fd;
-    fd->events = p->sent ? POLLIN : POLLOUT;
-    fd->revents = 0;
-    return left_us > 0 ? (int)(left_us / 1000) + 1 : 0;
 }
 
 static void probe_read(struct probe *p)
@@ -117,12 +113,18 @@ static void probe_read(struct probe *p)
         probe_end_attempt(p);
     if (p->reply_len < sizeof ok - 1)
         return;
-    p->ready = memcmp(p->reply, ok, sizeof ok - 1) == 0;
     probe_end_attempt(p);
+    if (memcmp(p->reply, ok, sizeof ok - 1) != 0)
+        return;
+    probe_stop(p);
+    p->on_ready(p->ctx);
 }
 
-void probe_step(struct probe *p)
+static void probe_step(uv_timer_t *timer)
 {
+    struct probe *p = timer->data;
+    const char *request = requests[p->kind];
+
     if (p->fd < 0) {
         if (clock_mono_us() >= p->next_us)
             probe_begin_attempt(p);
@@ -130,10 +132,38 @@ void probe_step(struct probe *p)
         probe_end_attempt(p);
     } else if (p->sent) {
         probe_read(p);
-    } else if (send(p->fd, request, sizeof request - 1, MSG_NOSIGNAL) ==
-               (ssize_t)sizeof request - 1) {
+    } else if (send(p->fd, request, strlen(request), MSG_NOSIGNAL) == (ssize_t)strlen(request)) {
         p->sent = true;
     } else if (errno != EAGAIN) {
         probe_end_attempt(p);
     }
+}
+
+void probe_start(struct probe *p, uv_loop_t *loop, enum probe_kind kind, probe_fn *on_ready,
+                 void *ctx)
+{
+    probe_close(p);
+    p->next_us = 0;
+    p->kind = kind;
+    p->on_ready = on_ready;
+    p->ctx = ctx;
+    if (!p->timer.data)
+        (void)uv_timer_init(loop, &p->timer);
+    p->timer.data = p;
+    (void)uv_timer_start(&p->timer, probe_step, 0, STEP_MS);
+}
+
+void probe_stop(struct probe *p)
+{
+    probe_close(p);
+    if (p->timer.data)
+        (void)uv_timer_stop(&p->timer);
+}
+
+void probe_fini(struct probe *p)
+{
+    probe_stop(p);
+    if (p->timer.data)
+        uv_close((uv_handle_t *)&p->timer, NULL);
+    p->timer.data = NULL;
 }

@@ -8,10 +8,12 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <ftw.h>
+#include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
 #include <unistd.h>
@@ -21,7 +23,7 @@
 
 #define SOCKET_NAME_MAX "scheduler-00.ipc"
 
-static const char *const socket_kinds[] = {"tokenizer", "scheduler", "workers"};
+static const char *const socket_kinds[] = {"tokenizer", "scheduler", "workers", "control"};
 #define SOCKET_KINDS (sizeof socket_kinds / sizeof *socket_kinds)
 
 /* ---- the directory ---- */
@@ -175,11 +177,11 @@ char *rundir_endpoints(const struct rundir *r, const char *kind, int first, int 
     return buf_take(&text);
 }
 
-char *rundir_comm_store(const struct rundir *r, int replica, int epoch, struct err *err)
+char *rundir_comm_store(const struct rundir *r, int replica, uint64_t epoch, struct err *err)
 {
     struct buf path = {0};
 
-    buf_printf(&path, "%s/%d-%d", r->comm_store, replica, epoch);
+    buf_printf(&path, "%s/%d-%" PRIu64, r->comm_store, replica, epoch);
     if (mkdir(path.data, 0700)) {
         (void)err_errno(err, ERR_IO, "%s", path.data);
         buf_fini(&path);
@@ -226,6 +228,47 @@ int rundir_init(struct rundir *r, const char *path, int port, struct err *err)
     if (mkdirat(r->fd, COMM_STORE, 0700))
         return err_errno(err, ERR_IO, "%s", r->comm_store);
     return 0;
+}
+
+/* Whether somebody listens there: a killed server leaves its sockets behind. */
+static bool is_listening(const char *path)
+{
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    bool yes;
+
+    (void)snprintf(address.sun_path, sizeof address.sun_path, "%s", path);
+    yes = fd >= 0 && connect(fd, (struct sockaddr *)&address, sizeof address) == 0;
+    if (fd >= 0)
+        (void)close(fd);
+    return yes;
+}
+
+int rundir_find(const char *path, int port, char **control, struct err *err)
+{
+    struct rundir r = {.fd = -1, .lock_fd = -1};
+    char *endpoint;
+    struct stat st;
+    int rc = 0;
+
+    r.path = *path ? rundir_trim(path) : rundir_default(port);
+    if (lstat(r.path, &st) || !S_ISDIR(st.st_mode))
+        rc = err_set(err, ERR_NOT_FOUND, "no server: there is no run directory %s", r.path);
+    else if (st.st_uid != geteuid() && geteuid() != 0)
+        rc = err_set(err, ERR_INVALID, "run directory %s belongs to another user", r.path);
+    else
+        rc = rundir_absolute(&r, err);
+    if (!rc) {
+        endpoint = rundir_endpoints(&r, "control", 0, 1);
+        if (is_listening(endpoint + strlen("ipc://"))) {
+            *control = endpoint;
+        } else {
+            free(endpoint);
+            rc = err_set(err, ERR_NOT_FOUND, "no server runs in %s", r.path);
+        }
+    }
+    free(r.path);
+    return rc;
 }
 
 void rundir_fini(struct rundir *r)

@@ -5,6 +5,7 @@
 #include "common/err.h"
 
 #include <stdbool.h>
+#include <stdint.h>
 
 struct rundir {
     char *path;
@@ -19,13 +20,18 @@ struct rundir {
  * that has it) and removes what a killed run left. Release with rundir_fini also after an error. */
 int rundir_init(struct rundir *r, const char *path, int port, struct err *err);
 
+/* The control endpoint of the server that has that run directory (path and port as above), to be
+ * freed; ERR_NOT_FOUND when there is none. */
+int rundir_find(const char *path, int port, char **control, struct err *err);
+
 /* Endpoints ipc://DIR/KIND-first.ipc and the count - 1 that follow it, separated by commas; the
- * caller's. kind: "tokenizer" (bound for gateways), "scheduler" (for tokenizers), "workers". */
+ * caller's. kind: "tokenizer" (bound for gateways), "scheduler" (for tokenizers), "workers",
+ * "control" (by the launcher, for schedulers). */
 char *rundir_endpoints(const struct rundir *r, const char *kind, int first, int count);
 
 /* Makes an empty folder in which the ranks of a replica meet, a new one every epoch; the caller's
  * path, NULL with err. */
-char *rundir_comm_store(const struct rundir *r, int replica, int epoch, struct err *err);
+char *rundir_comm_store(const struct rundir *r, int replica, uint64_t epoch, struct err *err);
 
 /* Removes the sockets, the lock and, when we made it, the directory. */
 void rundir_fini(struct rundir *r);

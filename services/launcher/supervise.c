@@ -2,10 +2,12 @@
 
 #include "common/clock.h"
 #include "common/log.h"
+#include "common/mem.h"
 
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/pidfd.h>
 #include <sys/prctl.h>
@@ -13,18 +15,37 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#define REPEAT_MS 300     /* a signal sent again so soon is the same one, by another way */
+#define REPEAT_US 300000  /* a signal sent again so soon is the same one, by another way */
 #define KILL_WAIT_MS 3000 /* a process that outlives SIGKILL so long hangs in the kernel */
 
 /* ---- starting ---- */
 
-int supervisor_init(struct supervisor *s, struct err *err)
+static void on_signal_readable(uv_poll_t *poll, int status, int events)
+{
+    struct supervisor *s = poll->data;
+    struct signalfd_siginfo info;
+    int64_t now_us = clock_mono_us();
+
+    (void)status;
+    (void)events;
+    if (read(s->signal_fd, &info, sizeof info) != (ssize_t)sizeof info)
+        return;
+    if (s->signal_us && now_us - s->signal_us < REPEAT_US)
+        return;
+    s->signal_us = now_us;
+    if (s->stopping)
+        s->hurry = true;
+    else
+        s->on.on_signal(s->ctx, (int)info.ssi_signo);
+}
+
+int supervisor_init(struct supervisor *s, uv_loop_t *loop, const struct supervisor_callbacks *on,
+                    void *ctx, struct err *err)
 {
     struct sigaction hup;
     sigset_t stop;
 
-    memset(s, 0, sizeof *s);
-    s->signal_fd = -1;
+    *s = (struct supervisor){.loop = loop, .on = *on, .ctx = ctx, .signal_fd = -1};
     (void)sigemptyset(&stop);
     (void)sigaddset(&stop, SIGINT);
     (void)sigaddset(&stop, SIGTERM);
@@ -32,18 +53,25 @@ int supervisor_init(struct supervisor *s, struct err *err)
         (void)sigaddset(&stop, SIGHUP);
     if (sigprocmask(SIG_BLOCK, &stop, &s->old_mask))
         return err_errno(err, ERR_INTERNAL, "sigprocmask");
+    if (prctl(PR_SET_CHILD_SUBREAPER, 1))
+        return err_errno(err, ERR_INTERNAL, "prctl(PR_SET_CHILD_SUBREAPER)");
     s->signal_fd = signalfd(-1, &stop, SFD_CLOEXEC | SFD_NONBLOCK);
     if (s->signal_fd < 0)
         return err_errno(err, ERR_INTERNAL, "signalfd");
-    if (prctl(PR_SET_CHILD_SUBREAPER, 1))
-        return err_errno(err, ERR_INTERNAL, "prctl(PR_SET_CHILD_SUBREAPER)");
+    (void)uv_timer_init(loop, &s->timer);
+    (void)uv_poll_init(loop, &s->signals, s->signal_fd);
+    s->signals.data = s;
+    (void)uv_poll_start(&s->signals, UV_READABLE, on_signal_readable);
     return 0;
 }
 
 void supervisor_fini(struct supervisor *s)
 {
-    if (s->signal_fd >= 0)
-        (void)close(s->signal_fd);
+    if (s->signal_fd < 0)
+        return;
+    uv_close((uv_handle_t *)&s->timer, NULL);
+    uv_close((uv_handle_t *)&s->signals, NULL);
+    (void)close(s->signal_fd);
     s->signal_fd = -1;
     (void)sigprocmask(SIG_SETMASK, &s->old_mask, NULL);
 }
@@ -79,7 +107,7 @@ static int child_exec_result(int fd)
     return n == (ssize_t)sizeof code ? code : 0;
 }
 
-static int child_fork(struct child *child, char *const *argv, char *const *envp, struct err *err)
+static int child_fork(pid_t *pid, char *const *argv, char *const *envp, struct err *err)
 {
     pid_t parent = getpid();
     int pipe_fds[2];
@@ -87,8 +115,8 @@ static int child_fork(struct child *child, char *const *argv, char *const *envp,
 
     if (pipe2(pipe_fds, O_CLOEXEC))
         return err_errno(err, ERR_IO, "pipe");
-    child->pid = fork();
-    if (child->pid == 0) {
+    *pid = fork();
+    if (*pid == 0) {
         child_prepare(parent);
         (void)execve(argv[0], argv, envp);
         code = errno;
@@ -97,47 +125,79 @@ static int child_fork(struct child *child, char *const *argv, char *const *envp,
     }
     code = errno;
     (void)close(pipe_fds[1]);
-    if (child->pid > 0)
+    if (*pid > 0)
         code = child_exec_result(pipe_fds[0]);
     (void)close(pipe_fds[0]);
-    if (child->pid < 0 || code) {
-        if (child->pid > 0)
-            (void)waitpid(child->pid, NULL, 0);
+    if (*pid < 0 || code) {
+        if (*pid > 0)
+            (void)waitpid(*pid, NULL, 0);
         errno = code;
         return err_errno(err, ERR_IO, "cannot start %s", argv[0]);
     }
     return 0;
 }
 
-int supervisor_start(struct supervisor *s, const char *name, int group, char *const *argv,
-                     char *const *envp, struct err *err)
+static void on_child_readable(uv_poll_t *poll, int status, int events)
 {
-    struct child *child = s->children;
-    int rc;
+    struct child *child = poll->data;
 
-    while (child < s->children + s->count && child->pidfd >= 0)
-        child++;
-    if (child == s->children + CHILDREN_MAX)
-        return err_set(err, ERR_LIMIT, "more than %d processes", CHILDREN_MAX);
-    (void)snprintf(child->name, sizeof child->name, "%s", name);
-    child->group = group;
-    child->pidfd = -1;
-    rc = child_fork(child, argv, envp, err);
-    if (rc)
-        return rc;
+    (void)status;
+    (void)events;
+    supervisor_reap(child->owner);
+}
+
+/* Its end will be seen; the child is the supervisor's then. */
+static int child_watch(struct supervisor *s, struct child *child, struct err *err)
+{
     child->pidfd = pidfd_open(child->pid, 0); /* close-on-exec by itself */
-    if (child->pidfd < 0) {
-        rc = err_errno(err, ERR_INTERNAL, "pidfd_open");
-        (void)kill(-child->pid, SIGKILL);
-        (void)waitpid(child->pid, NULL, 0);
-        return rc;
-    }
-    if (child == s->children + s->count)
-        s->count++;
+    if (child->pidfd < 0)
+        return err_errno(err, ERR_INTERNAL, "pidfd_open");
+    (void)uv_poll_init(s->loop, &child->poll, child->pidfd);
+    child->poll.data = child;
+    (void)uv_poll_start(&child->poll, UV_READABLE, on_child_readable);
+    child->owner = s;
+    child->started_us = clock_mono_us();
+    child->next = s->children;
+    s->children = child;
+    s->count++;
     return 0;
 }
 
+int supervisor_start(struct supervisor *s, const struct child *id, char *const *argv,
+                     char *const *envp, struct err *err)
+{
+    struct child *child;
+    int rc;
+
+    if (s->stopping)
+        return err_set(err, ERR_BUSY, "%s: the node is stopping", id->name);
+    if (s->count == CHILDREN_MAX)
+        return err_set(err, ERR_LIMIT, "more than %d processes", CHILDREN_MAX);
+    child = mem_zalloc(sizeof *child);
+    *child = *id;
+    child->doomed = false;
+    rc = child_fork(&child->pid, argv, envp, err);
+    if (!rc && (rc = child_watch(s, child, err))) {
+        (void)kill(-child->pid, SIGKILL);
+        (void)waitpid(child->pid, NULL, 0);
+    }
+    if (rc)
+        free(child);
+    return rc;
+}
+
 /* ---- watching ---- */
+
+struct child *supervisor_next(struct supervisor *s, const struct child *after)
+{
+    return after ? after->next : s->children;
+}
+
+void child_signal(struct child *child, int number)
+{
+    child->doomed = true;
+    (void)kill(-child->pid, number);
+}
 
 /* Reaps an ended child with whatever it left in its group; false when it is still running. */
 static bool child_reap(struct child *child, siginfo_t *info)
@@ -147,8 +207,6 @@ static bool child_reap(struct child *child, siginfo_t *info)
         return false;
     (void)kill(-child->pid, SIGKILL); /* before the reaping: until then the number is not reused */
     (void)waitid(P_PIDFD, (id_t)child->pidfd, info, WEXITED);
-    (void)close(child->pidfd);
-    child->pidfd = -1;
     return true;
 }
 
@@ -164,113 +222,69 @@ static void child_describe(const struct child *child, const siginfo_t *info, cha
                        info->si_code == CLD_DUMPED ? ", core dumped" : "");
 }
 
-/* Reaps all that ended; a signal is nearer to the cause than the exit of one who noticed. */
-static bool supervisor_reap(struct supervisor *s, struct supervisor_report *report)
+static void on_child_closed(uv_handle_t *handle)
 {
-    bool any = false, by_signal = false;
+    free(handle->data);
+}
 
-    for (size_t i = 0; i < s->count; i++) {
-        struct child *child = &s->children[i];
+static void child_tell(struct supervisor *s, struct child *child, const siginfo_t *info)
+{
+    char how[128];
+
+    child_describe(child, info, how, sizeof how);
+    if (!s->stopping)
+        s->on.on_end(s->ctx, child, how);
+    uv_close((uv_handle_t *)&child->poll, on_child_closed);
+    (void)close(child->pidfd);
+}
+
+void supervisor_reap(struct supervisor *s)
+{
+    struct {
+        struct child *child;
         siginfo_t info;
+    } ended[CHILDREN_MAX];
+    size_t n = 0;
 
-        if (child->pidfd < 0 || !child_reap(child, &info))
-            continue;
-        if (!any || (!by_signal && info.si_code != CLD_EXITED)) {
-            child_describe(child, &info, report->text, sizeof report->text);
-            by_signal = info.si_code != CLD_EXITED;
+    for (struct child **at = &s->children; *at;) {
+        struct child *child = *at;
+
+        if (child_reap(child, &ended[n].info)) {
+            *at = child->next;
+            s->count--;
+            ended[n++].child = child;
+        } else {
+            at = &child->next;
         }
-        any = true;
-        if (child->group == GROUP_ALL)
-            report->vital = true;
-        else
-            report->groups |= UINT32_C(1) << child->group;
     }
-    return any;
-}
-
-/* 0 when no stop signal is waiting. */
-static int supervisor_read_signal(struct supervisor *s)
-{
-    struct signalfd_siginfo info;
-
-    if (read(s->signal_fd, &info, sizeof info) != (ssize_t)sizeof info)
-        return 0;
-    return (int)info.ssi_signo;
-}
-
-enum supervisor_event supervisor_wait(struct supervisor *s, struct pollfd *extra, int timeout_ms,
-                                      struct supervisor_report *report)
-{
-    struct pollfd fds[CHILDREN_MAX + 2];
-    nfds_t n = 0;
-
-    memset(report, 0, sizeof *report);
-    fds[n++] = (struct pollfd){.fd = s->signal_fd, .events = POLLIN};
-    fds[n++] = extra ? *extra : (struct pollfd){.fd = -1};
-    for (size_t i = 0; i < s->count; i++)
-        fds[n++] = (struct pollfd){.fd = s->children[i].pidfd, .events = POLLIN};
-    if (poll(fds, n, timeout_ms) <= 0)
-        return SUPERVISOR_TIMEOUT;
-    report->signal = supervisor_read_signal(s);
-    if (report->signal)
-        return SUPERVISOR_SIGNAL;
-    if (supervisor_reap(s, report))
-        return SUPERVISOR_DEATH;
-    if (extra && fds[1].revents) {
-        extra->revents = fds[1].revents;
-        return SUPERVISOR_EXTRA;
-    }
-    return SUPERVISOR_TIMEOUT;
+    for (int by_exit = 0; by_exit < 2; by_exit++)
+        for (size_t i = 0; i < n; i++)
+            if ((ended[i].info.si_code == CLD_EXITED) == by_exit)
+                child_tell(s, ended[i].child, &ended[i].info);
 }
 
 /* ---- ending ---- */
 
-static size_t supervisor_running(const struct supervisor *s)
-{
-    size_t n = 0;
-
-    for (size_t i = 0; i < s->count; i++)
-        n += s->children[i].pidfd >= 0;
-    return n;
-}
-
 static void supervisor_signal(struct supervisor *s, int number)
 {
-    for (size_t i = 0; i < s->count; i++)
-        if (s->children[i].pidfd >= 0)
-            (void)kill(-s->children[i].pid, number);
+    for (struct child *c = s->children; c; c = c->next)
+        child_signal(c, number);
 }
 
-/* Waits until all have ended; gives up after wait_ms or, when so told, at a stop signal. */
-static void supervisor_drain(struct supervisor *s, int wait_ms, bool until_signal)
+static void on_timer(uv_timer_t *timer)
 {
-    int64_t start = clock_mono_us();
-    int64_t deadline = start + (int64_t)wait_ms * 1000;
-    struct supervisor_report report;
-
-    while (supervisor_running(s)) {
-        int64_t left_ms = (deadline - clock_mono_us()) / 1000;
-
-        if (left_ms <= 0)
-            return;
-        if (supervisor_wait(s, NULL, (int)left_ms, &report) == SUPERVISOR_SIGNAL && until_signal &&
-            clock_mono_us() - start > REPEAT_MS * 1000)
-            return;
-    }
+    (void)timer; /* has woken the loop */
 }
 
-void supervisor_kill_group(struct supervisor *s, int group)
+/* Waits until all have ended; gives up after wait_ms, or when *hurry. */
+static void supervisor_wait(struct supervisor *s, int wait_ms, const bool *hurry)
 {
-    for (size_t i = 0; i < s->count; i++) {
-        struct child *child = &s->children[i];
+    int64_t deadline_us = clock_mono_us() + (int64_t)wait_ms * 1000;
 
-        if (child->group != group || child->pidfd < 0)
-            continue;
-        (void)kill(-child->pid, SIGKILL);
-        (void)waitpid(child->pid, NULL, 0);
-        (void)close(child->pidfd);
-        child->pidfd = -1;
-    }
+    (void)uv_timer_start(&s->timer, on_timer, (uint64_t)wait_ms, 10);
+    while (s->children && !*hurry && clock_mono_us() < deadline_us)
+        (void)uv_run(s->loop, UV_RUN_ONCE);
+    (void)uv_timer_stop(&s->timer);
 }
 
 /* Descendants whose parents are gone have become children of this subreaper: none stays. */
@@ -289,12 +303,14 @@ static void supervisor_sweep(void)
 
 void supervisor_stop(struct supervisor *s, int grace_ms)
 {
+    static const bool never = false;
+
+    s->stopping = true;
     supervisor_signal(s, SIGTERM);
-    supervisor_drain(s, grace_ms, true);
-    for (size_t i = 0; i < s->count; i++)
-        if (s->children[i].pidfd >= 0)
-            log_warn("%s did not stop, killing it", s->children[i].name);
+    supervisor_wait(s, grace_ms, &s->hurry);
+    for (struct child *c = s->children; c; c = c->next)
+        log_warn("%s did not stop, killing it", c->name);
     supervisor_signal(s, SIGKILL);
-    supervisor_drain(s, KILL_WAIT_MS, false);
+    supervisor_wait(s, KILL_WAIT_MS, &never);
     supervisor_sweep();
 }

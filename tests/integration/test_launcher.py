@@ -36,6 +36,15 @@ os.rename(f.name, os.path.join(folder, name + ".json"))
 plan = json.loads(os.environ.get("STUB_PLAN", "{{}}")).get(name, "")
 if plan == "stubborn":
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+if plan == "drain":  # ends when the file "drained" is there
+
+    def drain(number, frame):
+        open(os.path.join(folder, "draining"), "w").close()
+        while not os.path.exists(os.path.join(folder, "drained")):
+            time.sleep(0.01)
+        os._exit(0)
+
+    signal.signal(signal.SIGTERM, drain)
 if plan == "family":  # leaves a process in another session behind
     if os.fork() == 0:
         if os.fork() == 0:
@@ -223,7 +232,8 @@ def test_children_get_their_options(start):
         for word in child["argv"][1:]:
             if "-endpoint=" in word:
                 by_flag.setdefault(word.split("=")[0], set()).add(word)
-    assert sorted(by_flag) == ["--scheduler-endpoint", "--tokenizer-endpoint", "--worker-endpoint"]
+    assert sorted(by_flag) == ["--control-endpoint", "--scheduler-endpoint",
+                               "--tokenizer-endpoint", "--worker-endpoint"]
     assert all(len(words) == 1 for words in by_flag.values())
 
 
@@ -451,6 +461,47 @@ def test_stop(start, number):
     assert server.text().endswith("phalanx: stopped (%s)\n" % number.name)
 
 
+def test_gateways_drain_first(start, place):
+    server = start(plan={"gateway-0": "drain"}).ready()
+    children = server.children()
+    server.process.terminate()
+    wait_for((place / "draining").exists)
+    os.kill(children["worker-0"]["pid"], signal.SIGKILL)  # what runs goes on all the same
+    wait_for(lambda: server.child("worker-1")["pid"] != children["worker-1"]["pid"])
+    wait_for(lambda: "phalanx: finishing what runs, at most 30 s" in server.text())
+    for name in ("gateway-0", "tokenizer-0", "scheduler-0"):
+        assert alive(children[name]["pid"])
+    children.update({n: server.child(n) for n in ("worker-0", "worker-1")})
+    (place / "drained").write_text("")
+    assert server.end() == 0
+    assert none_left(children)
+    assert "did not stop" not in server.text() and "gateway" not in server.text()
+
+
+@pytest.mark.parametrize("args, plan", [
+    (["--drain-timeout", "0.2"], "stubborn"),
+    (["--drain-timeout", "0"], "drain"),
+])
+def test_drain_has_a_bound(start, args, plan):
+    server = start(*args, plan={"gateway-0": plan}).ready()
+    children = server.children()
+    server.process.terminate()
+    assert server.end() == 0
+    assert none_left(children)
+    assert "gateway-0 did not stop, killing it" in server.text()
+
+
+def test_second_signal_ends_the_drain(start, place):
+    server = start(plan={"gateway-0": "drain", "worker-0": "stubborn"}).ready()
+    children = server.children()
+    server.process.send_signal(signal.SIGINT)
+    wait_for((place / "draining").exists)
+    time.sleep(0.4)  # a repeat that comes sooner counts as the same signal
+    server.process.send_signal(signal.SIGINT)
+    assert server.end(3) == 0  # SIGKILL, without the 3.5 s of grace
+    assert none_left(children)
+
+
 def test_stop_while_starting(start, place):
     (place / "not-ready").write_text("")
     server = start()
@@ -490,15 +541,50 @@ def test_stopped_child_is_killed(start):
     assert none_left(children)
 
 
-@pytest.mark.parametrize("name", ["scheduler-0", "tokenizer-0", "gateway-0", "worker-0", "worker-1"])
-def test_killed_child_ends_the_node(start, place, name):
+@pytest.mark.parametrize("name, next_ones, same", [
+    ("gateway-0", ["gateway-0"], ["tokenizer-0", "scheduler-0", "worker-0", "worker-1"]),
+    ("tokenizer-0", ["tokenizer-0"], ["gateway-0", "scheduler-0", "worker-0", "worker-1"]),
+    ("worker-1", ["worker-0", "worker-1"], ["gateway-0", "tokenizer-0", "scheduler-0"]),
+    ("scheduler-0", ["scheduler-0", "worker-0", "worker-1"], ["gateway-0", "tokenizer-0"]),
+])
+def test_killed_child_starts_again(start, name, next_ones, same):
     server = start().ready()
-    children = server.children()
-    os.kill(children[name]["pid"], signal.SIGKILL)
-    assert server.end() == 1
-    assert none_left(children)
-    said = "phalanx: %s (pid %d) was killed by signal 9 (Killed)" % (name, children[name]["pid"])
+    before = server.children()
+    os.kill(before[name]["pid"], signal.SIGKILL)
+    wait_for(lambda: all(server.child(n)["pid"] != before[n]["pid"] for n in next_ones))
+    after = server.children()
+    assert {n for n in after if after[n]["pid"] == before[n]["pid"]} == set(same)
+    assert none_left({n: before[n] for n in next_ones})
+    for child in ("scheduler-0", "worker-0", "worker-1"):
+        if child in next_ones:
+            assert "--epoch=2" in after[child]["argv"]
+    said = "phalanx: %s (pid %d) was killed by signal 9 (Killed); " % (name, before[name]["pid"])
     assert server.text().count(said) == 1
+    server.process.terminate()
+    assert server.end() == 0
+    assert none_left(after)
+
+
+def test_stopped_rank_is_killed_with_its_group(start):
+    server = start().ready()
+    before = server.children()
+    os.kill(before["worker-0"]["pid"], signal.SIGSTOP)
+    os.kill(before["worker-1"]["pid"], signal.SIGKILL)
+    wait_for(lambda: server.child("worker-0")["pid"] != before["worker-0"]["pid"])
+    assert not alive(before["worker-0"]["pid"])
+
+
+@pytest.mark.parametrize("name", ["gateway-0", "worker-1"])
+def test_restarts_have_a_bound(start, place, name):
+    server = start().ready()
+    for i in range(6):
+        pid = server.child(name)["pid"]
+        os.kill(pid, signal.SIGKILL)
+        wait_for(lambda: i == 5 or server.child(name)["pid"] != pid)
+    assert server.end() == 1
+    assert none_left(server.children())
+    assert "%s (pid %d) was killed by signal 9 (Killed): more than 5 times within 60 s" % (
+        name, pid) in server.text()
     assert not (place / "run").exists()
 
 
@@ -510,8 +596,9 @@ def test_child_that_exits_ends_the_node(start, status):
                      server.text())
 
 
-def test_stubborn_rest_is_killed(start):
-    server = start(plan={"worker-0": "stubborn", "gateway-0": "stubborn"}).ready()
+def test_stubborn_rest_is_killed(start, place):
+    (place / "not-ready").write_text("")
+    server = start(plan={"worker-0": "stubborn", "gateway-0": "stubborn"})
     children = server.children()
     os.kill(children["worker-1"]["pid"], signal.SIGSEGV)
     assert server.end() == 1
@@ -548,6 +635,63 @@ def test_restart_after_kill(start, place):
     second = start().ready()
     second.process.terminate()
     assert second.end() == 0
+
+
+# ---- status ----
+
+
+def test_status(start, place):
+    server = start().ready()
+    children = server.children()
+    os.kill(children["tokenizer-0"]["pid"], signal.SIGKILL)
+    wait_for(lambda: server.child("tokenizer-0")["pid"] != children["tokenizer-0"]["pid"])
+    done = run(place, "status", "--run-dir", place / "run")
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = [line.split() for line in done.stdout.splitlines()]
+    assert done.stdout.startswith("Phalanx ") and ": tiny, " in done.stdout
+    rows = {line[0]: line for line in lines if len(line) > 4}
+    for name, child in server.children().items():
+        assert rows[name][1] == str(child["pid"])
+        assert rows[name][3] == ("1" if name == "tokenizer-0" else "0")
+        assert float(rows[name][4]) > 1 and rows[name][5] == "MiB"
+    assert rows["launcher"][1] == str(server.process.pid)
+    done = run(place, "status", "--run-dir", place / "run", "--json")
+    status = json.loads(done.stdout)
+    assert [p["name"] for p in status["processes"]] == [
+        "launcher", "gateway-0", "tokenizer-0", "scheduler-0", "worker-0", "worker-1"]
+    assert status["model"] == "tiny" and status["uptime_s"] > 0
+    # The stand-in says nothing to the launcher.
+    assert [(r["epoch"], r["ready"], r["reason"]) for r in status["replicas"]] == \
+        [(1, False, "starting")]
+
+
+def test_status_without_server(start, place):
+    def refused(message, *args):
+        done = run(place, "status", *args)
+        assert (done.returncode, done.stdout) == (1, "")
+        assert done.stderr.startswith("phalanx status: " + message), done.stderr
+        assert len(done.stderr.splitlines()) == 1
+
+    refused("no server: there is no run directory /", "--port", str(free_port()))
+    refused("no server: there is no run directory", "--run-dir", place / "none")
+    refused("no server: there is no run directory", "--run-dir", place / "phalanx")
+    refused("no server runs in", "--run-dir", place)
+    server = start().ready()
+    children = server.children()
+    server.process.kill()
+    server.end()
+    wait_for(lambda: none_left(children))
+    assert (place / "run" / "control-0.ipc").exists()
+    refused("no server runs in", "--run-dir", place / "run")
+
+
+def test_status_of_a_hung_server(start, place):
+    server = start().ready()
+    os.kill(server.process.pid, signal.SIGSTOP)
+    done = run(place, "status", "--run-dir", place / "run")
+    os.kill(server.process.pid, signal.SIGCONT)
+    assert done.returncode == 1
+    assert done.stderr == "phalanx status: the server has not answered within 5 s\n"
 
 
 # ---- chat ----

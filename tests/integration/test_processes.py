@@ -120,7 +120,28 @@ def test_serves_and_stops(node, tmp_path):
 @pytest.mark.parametrize("name", NAMES)
 def test_killed_child(node, tmp_path, name):
     server = node().ready()
-    pids = server.children()
+    before = server.children()
+    body = {"model": "demo-model", "prompt": "Good morrow", "max_tokens": 8, "temperature": 0}
+    answer = server.post("/v1/completions", body)
+    os.kill(before[name], signal.SIGKILL)
+    wait_for(lambda: "phalanx: ready again after " in server.text())
+    assert "phalanx: %s (pid %d) was killed by signal 9" % (name, before[name]) in server.text()
+    after = server.children()
+    assert sorted(after) == sorted(NAMES) and after[name] != before[name]
+    again = server.post("/v1/completions", body)
+    assert again["choices"][0]["text"] == answer["choices"][0]["text"]
+    server.process.terminate()
+    assert server.process.wait(20) == 0
+    assert gone(before) and gone(after)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_child_killed_while_loading(node, tmp_path, name):
+    server = node()
+    pids = wait_for(lambda: len(server.children()) == len(NAMES) and server.children())
+    if "curl http" not in server.text():
+        os.kill(pids["worker-0"], signal.SIGSTOP)  # so that it is not ready too soon
     os.kill(pids[name], signal.SIGKILL)
     assert server.process.wait(20) == 1
     assert gone(pids)
