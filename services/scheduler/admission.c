@@ -116,29 +116,69 @@ static uint32_t min_u32(uint32_t a, uint32_t b)
     return a < b ? a : b;
 }
 
-static int resolve_lengths(const struct scheduler_config *config, uint32_t prompt_count,
-                           struct proto_sampling *s, struct scheduler_refusal *refusal,
-                           struct err *err)
+/* max_tokens as far as the pool goes; where it was asked for it is not cut. */
+static int fit_pool(const struct scheduler_config *config, uint32_t prompt_count, bool asked,
+                    struct proto_sampling *s, struct err *err)
 {
     uint64_t pool = (uint64_t)config->num_pages * config->page_size;
-    uint32_t room = config->context_length - prompt_count;
-    bool asked = s->max_tokens > 0;
     uint32_t pages;
 
-    s->max_tokens = asked ? min_u32(s->max_tokens, room) : room;
     if (!asked && pool > prompt_count && s->max_tokens > pool - prompt_count)
         s->max_tokens = (uint32_t)(pool - prompt_count);
     pages = admission_pages(config, prompt_count, s);
-    if (pages > config->num_pages) {
-        *refusal =
-            (struct scheduler_refusal){asked ? "max_tokens" : "prompt", "context_length_exceeded"};
+    if (pages > config->num_pages)
         return err_set(err, ERR_LIMIT,
                        "%u prompt tokens and %u new ones need %u KV pages of %u tokens, there are "
                        "%u",
                        prompt_count, s->max_tokens, pages, config->page_size, config->num_pages);
-    }
     s->min_tokens = min_u32(s->min_tokens, s->max_tokens);
     return 0;
+}
+
+static int fit_resumed(uint32_t resumed_count, uint32_t max_tokens, struct err *err)
+{
+    if (resumed_count >= max_tokens)
+        return err_set(err, ERR_LIMIT, "%u tokens came already, there is room for %u",
+                       resumed_count, max_tokens);
+    return 0;
+}
+
+static int resolve_lengths(const struct scheduler_config *config,
+                           const struct scheduler_request *request, struct proto_sampling *s,
+                           struct scheduler_refusal *refusal, struct err *err)
+{
+    uint32_t room = config->context_length - request->prompt_count;
+    bool asked = s->max_tokens > 0;
+
+    s->max_tokens = asked ? min_u32(s->max_tokens, room) : room;
+    *refusal =
+        (struct scheduler_refusal){asked ? "max_tokens" : "prompt", "context_length_exceeded"};
+    if (fit_pool(config, request->prompt_count, asked, s, err))
+        return ERR_LIMIT;
+    *refusal = (struct scheduler_refusal){"resumed", "context_length_exceeded"};
+    if (fit_resumed(request->resumed_count, s->max_tokens, err))
+        return ERR_LIMIT;
+    *refusal = (struct scheduler_refusal){"", ""};
+    return 0;
+}
+
+int admission_refit(const struct scheduler_config *config, struct sequence *seq, struct err *err)
+{
+    int rc = fit_pool(config, seq->prompt_count, seq->max_asked, &seq->sampling, err);
+
+    return rc ? rc : fit_resumed(seq->generated, seq->sampling.max_tokens, err);
+}
+
+static int check_resumed(const struct scheduler_config *config,
+                         const struct scheduler_request *request, struct scheduler_refusal *refusal,
+                         struct err *err)
+{
+    if (request->replays > LIMIT_REPLAYS) {
+        *refusal = (struct scheduler_refusal){"", "replays_exhausted"};
+        return err_set(err, ERR_PEER, "the request was begun anew %u times, at most %d",
+                       request->replays, LIMIT_REPLAYS);
+    }
+    return check_ids(config, request->resumed, request->resumed_count, "resumed", refusal, err);
 }
 
 int admission_check(const struct scheduler_config *config, const struct scheduler_request *request,
@@ -153,9 +193,10 @@ int admission_check(const struct scheduler_config *config, const struct schedule
     if ((rc = check_prompt(config, request, refusal, err)) ||
         (rc = check_sampling(s, refusal, err)) || (rc = check_stop_ids(config, s, refusal, err)) ||
         (rc = check_bias(config, s, refusal, err)) ||
+        (rc = check_resumed(config, request, refusal, err)) ||
         (rc = check_prompt_logprobs(config, request, refusal, err)))
         return rc;
-    return resolve_lengths(config, request->prompt_count, resolved, refusal, err);
+    return resolve_lengths(config, request, resolved, refusal, err);
 }
 
 uint32_t admission_pages(const struct scheduler_config *config, uint32_t prompt_count,

@@ -124,6 +124,7 @@ int scheduler_apply(struct scheduler *s, uint64_t number, const struct proto_sam
     if (rc)
         return rc;
     s->applied++;
+    s->steps_applied++;
     apply_rows(s, step, results, out_count);
     return 0;
 }

@@ -39,6 +39,11 @@ void client_remove(struct client *client)
     client->peer = NULL;
 }
 
+struct client *clients_find(struct clients *c, uint64_t owner)
+{
+    return &c->list[owner % CLIENTS_MAX];
+}
+
 static void client_send(struct client *client, struct scheduler *core, enum proto_type type,
                         uint64_t sid, const void *message)
 {
@@ -56,7 +61,7 @@ void clients_send(struct clients *c, struct scheduler *core, const struct schedu
                   uint32_t count)
 {
     for (uint32_t i = 0; i < count; i++) {
-        struct client *client = &c->list[out[i].owner % CLIENTS_MAX];
+        struct client *client = clients_find(c, out[i].owner);
 
         if (out[i].prompt.logprobs_count)
             client_send(client, core, PROTO_SCORED, out[i].token.sid, &out[i].prompt);

@@ -29,6 +29,9 @@ void clients_fini(struct clients *c);
 struct client *clients_add(struct clients *c, struct bus_peer *peer);
 void client_remove(struct client *client);
 
+/* The client of an owner that has sequences in the core. */
+struct client *clients_find(struct clients *c, uint64_t owner);
+
 /* Sends the outputs of a step, one TOKENS message to each tokenizer and what was
  * scored before it. One that can not take any
  * more loses its sequences: what it misses can not be made up for. */

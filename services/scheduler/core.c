@@ -84,6 +84,27 @@ static void step_fini(struct step *step)
     free(step->queue_us);
 }
 
+void scheduler_pool_init(struct scheduler *s, uint32_t num_pages)
+{
+    struct scheduler_config *c = &s->config;
+
+    c->num_pages = num_pages;
+    pages_init(&s->pages, num_pages);
+    if (c->prefix_cache)
+        prefix_init(&s->tree, num_pages, c->page_size, c->hash_seed);
+    s->slots_count = s->closed_count = s->pages_resting = 0;
+    for (uint32_t i = c->slots_max; i > 0; i--)
+        s->slots[s->slots_count++] = i - 1;
+    s->planned = s->applied = 0;
+    budget_init(s);
+}
+
+void scheduler_pool_fini(struct scheduler *s)
+{
+    pages_fini(&s->pages);
+    prefix_fini(&s->tree);
+}
+
 int scheduler_new(const struct scheduler_config *config, struct scheduler **out, struct err *err)
 {
     struct scheduler *s;
@@ -98,24 +119,19 @@ int scheduler_new(const struct scheduler_config *config, struct scheduler **out,
     if (config->eos_ids_count)
         memcpy(s->eos_ids, config->eos_ids, config->eos_ids_count * sizeof *s->eos_ids);
     s->config.eos_ids = s->eos_ids;
-    pages_init(&s->pages, config->num_pages);
-    if (config->prefix_cache)
-        prefix_init(&s->tree, config->num_pages, config->page_size, config->hash_seed);
     memory_init(s);
     s->slots = mem_array(config->slots_max, sizeof *s->slots);
     s->closed = mem_array(config->slots_max, sizeof *s->closed);
-    for (uint32_t i = config->slots_max; i > 0; i--)
-        s->slots[s->slots_count++] = i - 1;
+    scheduler_pool_init(s, config->num_pages);
     for (uint32_t i = 0; i < config->steps_in_flight_max; i++)
         step_init(&s->steps[i], config->slots_max);
     s->outputs = mem_array(config->slots_max, sizeof *s->outputs);
-    budget_init(s);
     *out = s;
     return 0;
 }
 
 /* Ended sequences are known to their rows alone, each to its newest. */
-static void free_retiring(struct scheduler *s)
+void scheduler_free_retiring(struct scheduler *s)
 {
     for (uint64_t n = s->applied + 1; n <= s->planned; n++) {
         struct step *step = scheduler_step_at(s, n);
@@ -136,7 +152,7 @@ void scheduler_free(struct scheduler **self)
 
     if (!s)
         return;
-    free_retiring(s);
+    scheduler_free_retiring(s);
     HASH_ITER(hh, s->by_key, seq, next)
     {
         HASH_DEL(s->by_key, seq);
@@ -144,12 +160,12 @@ void scheduler_free(struct scheduler **self)
     }
     for (uint32_t i = 0; i < s->config.steps_in_flight_max; i++)
         step_fini(&s->steps[i]);
-    pages_fini(&s->pages);
-    prefix_fini(&s->tree);
+    scheduler_pool_fini(s);
     free(s->slots);
     free(s->closed);
     free(s->eos_ids);
     free(s->outputs);
+    free(s->failures);
     free(s);
     *self = NULL;
 }
@@ -294,9 +310,10 @@ void scheduler_stats(const struct scheduler *s, struct scheduler_stats *out)
         .prompt_tokens = s->prompt_tokens,
         .generation_tokens = s->generation_tokens,
         .surplus_tokens = s->surplus_tokens,
-        .steps = s->applied,
+        .steps = s->steps_applied,
         .prefix_queries = s->prefix_queries,
         .prefix_hits = s->prefix_hits,
         .preemptions = s->preemptions,
+        .replays = s->replays,
     };
 }

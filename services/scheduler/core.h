@@ -12,7 +12,11 @@
  * Up to steps_in_flight_max steps are out at a time. With more than one, a sequence's row is
  * planned before the token of the step before is known: an end token is noticed late and the
  * surplus token dropped. A slot or page is handed out again only after the last step with a row of
- * its old owner was applied. */
+ * its old owner was applied.
+ *
+ * The core outlives the ranks: scheduler_group_lost forgets what they had, scheduler_group_joined
+ * goes on with others. A sequence goes on where it was, at the same index; as its random numbers
+ * are fixed by seed and index, with the same tokens (recover.c). */
 #ifndef PHALANX_SCHEDULER_CORE_H
 #define PHALANX_SCHEDULER_CORE_H
 
@@ -53,12 +57,25 @@ struct scheduler_request {
     const uint32_t *prompt;
     uint32_t prompt_count;
     const struct proto_sampling *sampling;
+    /* Chosen before it came here, from index 0 on: the first token given out has the index
+     * resumed_count. max_tokens, min_tokens and the workers' penalties count them. */
+    const uint32_t *resumed;
+    uint32_t resumed_count;
+    uint32_t replays; /* how often it was begun anew so far */
 };
 
 /* What was wrong with a request, for proto's FAILED; both are static strings, or "". */
 struct scheduler_refusal {
     const char *param; /* field at fault */
-    const char *code;  /* "context_length_exceeded" */
+    const char *code;  /* "context_length_exceeded", "replays_exhausted" */
+};
+
+/* A sequence that can not go on; it has ended. */
+struct scheduler_failure {
+    uint64_t owner;
+    uint64_t id;
+    const char *code; /* as of a refusal */
+    char message[160];
 };
 
 /* A planned step. Pointers in it are valid until the next call for this scheduler. */
@@ -90,6 +107,7 @@ struct scheduler_stats {
     uint64_t prefix_queries;    /* prompt tokens of the sequences that started */
     uint64_t prefix_hits;       /* of these, found in the cache */
     uint64_t preemptions;       /* sequences retracted */
+    uint64_t replays;           /* sequences begun anew because the ranks were lost */
 };
 
 struct scheduler;
@@ -101,8 +119,10 @@ void scheduler_free(struct scheduler **self);
 /* Most tokens that the rows of one step add up to. */
 uint32_t scheduler_tokens_max(const struct scheduler *s);
 
-/* Puts a sequence into the queue. ERR_BUSY: the queue is full. ERR_INVALID, ERR_LIMIT: it can not
- * run here; refusal (may be NULL) says which field, err the value and the limit. */
+/* Puts a sequence into the queue, also while there is no group. ERR_BUSY: the queue is full.
+ * ERR_PEER: it was begun anew too often (LIMIT_REPLAYS). ERR_INVALID, ERR_LIMIT: it can not run
+ * here, or `resumed` has all tokens that it may get; refusal (may be NULL) says which field, err
+ * the value and the limit. */
 int scheduler_admit(struct scheduler *s, const struct scheduler_request *request, int64_t now_us,
                     struct scheduler_refusal *refusal, struct err *err);
 
@@ -124,6 +144,19 @@ int scheduler_apply(struct scheduler *s, uint64_t number, const struct proto_sam
 
 /* Forgets all cached pages that no sequence uses. */
 void scheduler_flush(struct scheduler *s);
+
+/* The ranks are lost, with all pages, slots and steps in flight. What ran waits again in its old
+ * order, in front of what has not started, with the tokens it has; that is a replay, and those over
+ * LIMIT_REPLAYS end. Nothing is planned until scheduler_group_joined. *failed is valid until the
+ * next call for this scheduler; returns how many have. */
+uint32_t scheduler_group_lost(struct scheduler *s, const struct scheduler_failure **failed);
+
+/* New ranks, which know nothing: steps count from 1 again. Where they have fewer pages, sequences
+ * that asked for no number of tokens get what fits now, and what can no longer run ends. *failed
+ * and the result as above; scheduler_tokens_max may have changed. num_pages is in 1 ..
+ * SCHEDULER_PAGES_MAX. */
+uint32_t scheduler_group_joined(struct scheduler *s, uint32_t num_pages,
+                                const struct scheduler_failure **failed);
 
 void scheduler_stats(const struct scheduler *s, struct scheduler_stats *out);
 

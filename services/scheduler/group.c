@@ -36,6 +36,12 @@ void group_fini(struct group *g)
     *g = (struct group){0};
 }
 
+void group_reset(struct group *g)
+{
+    g->loaded = g->ready = 0;
+    g->rounds_count = 0;
+}
+
 static int loaded_check(const struct group *g, const struct proto_loaded *m, struct err *err)
 {
     if (m->rank >= g->size)
@@ -62,19 +68,21 @@ static int loaded_check(const struct group *g, const struct proto_loaded *m, str
 
 static int loaded_compare(const struct group *g, const struct proto_loaded *m, struct err *err)
 {
+    const char *when = g->known ? " before" : "";
+
     if (m->vocab_size != g->vocab_size)
-        return err_set(err, ERR_PROTOCOL, "rank %u has a vocabulary of %u, rank %u of %u", m->rank,
-                       m->vocab_size, g->first_rank, g->vocab_size);
+        return err_set(err, ERR_PROTOCOL, "rank %u has a vocabulary of %u, rank %u of %u%s",
+                       m->rank, m->vocab_size, g->first_rank, g->vocab_size, when);
     if (m->context_length != g->context_length)
-        return err_set(err, ERR_PROTOCOL, "rank %u has a context of %u, rank %u of %u", m->rank,
-                       m->context_length, g->first_rank, g->context_length);
+        return err_set(err, ERR_PROTOCOL, "rank %u has a context of %u, rank %u of %u%s", m->rank,
+                       m->context_length, g->first_rank, g->context_length, when);
     if (m->fingerprint != g->fingerprint || m->eos_ids_count != g->eos_ids_count ||
         (m->eos_ids_count &&
          memcmp(m->eos_ids, g->eos_ids, m->eos_ids_count * sizeof *m->eos_ids) != 0))
         return err_set(err, ERR_PROTOCOL,
-                       "rank %u has loaded another model or layout than rank %u (fingerprint "
+                       "rank %u has loaded another model or layout than rank %u%s (fingerprint "
                        "%016" PRIx64 ", not %016" PRIx64 ")",
-                       m->rank, g->first_rank, m->fingerprint, g->fingerprint);
+                       m->rank, g->first_rank, when, m->fingerprint, g->fingerprint);
     return 0;
 }
 
@@ -84,7 +92,6 @@ static void loaded_first(struct group *g, const struct proto_loaded *m)
     g->vocab_size = m->vocab_size;
     g->context_length = m->context_length;
     g->fingerprint = m->fingerprint;
-    g->pages_max = UINT32_MAX;
     g->prompt_logprobs = true;
     g->eos_ids_count = m->eos_ids_count; /* at most 64: the field's bound */
     if (m->eos_ids_count)
@@ -96,13 +103,18 @@ int group_loaded(struct group *g, const struct proto_loaded *m, struct err *err)
 {
     int rc = loaded_check(g, m, err);
 
-    if (!rc && !g->loaded)
-        loaded_first(g, m);
+    if (!rc && !g->loaded) {
+        g->pages_max = UINT32_MAX;
+        g->page_bytes = g->weight_bytes = 0;
+        if (!g->known)
+            loaded_first(g, m);
+    }
     if (!rc)
         rc = loaded_compare(g, m, err);
     if (rc)
         return rc;
     g->loaded |= bit(m->rank);
+    g->known = g->known || group_all_loaded(g);
     g->prompt_logprobs = g->prompt_logprobs && m->prompt_logprobs;
     if (m->pages_max < g->pages_max) {
         g->pages_max = m->pages_max;

@@ -6,6 +6,7 @@
 #include "common/err.h"
 #include "proto/proto.h"
 #include "services/scheduler/core.h"
+#include "services/scheduler/deadline.h"
 
 #include <stdbool.h>
 #include <stdint.h>
@@ -30,6 +31,7 @@ struct round {
     uint32_t hash_rank;
     uint64_t compute_us; /* of the slowest */
     struct results results;
+    struct deadline_shape shape; /* the owner's */
 };
 
 struct group {
@@ -51,12 +53,17 @@ struct group {
     uint32_t eos_ids_count;
     bool prompt_logprobs; /* every rank can compute them */
     char device[17];
+    bool known; /* these stay from one group to the next, but for pages and bytes */
     struct round rounds[SCHEDULER_STEPS_MAX]; /* the oldest first */
     uint32_t rounds_count;
 };
 
 void group_init(struct group *g, uint32_t size, uint32_t page_size);
 void group_fini(struct group *g);
+
+/* Other ranks are to come; they must be like those that were all loaded before. Results given out
+ * stay valid until the next group_step_done. */
+void group_reset(struct group *g);
 
 /* ERR_PROTOCOL names the rank and what it does not share with the others. */
 int group_loaded(struct group *g, const struct proto_loaded *m, struct err *err);

@@ -14,6 +14,9 @@ static int check_options(const struct options *o, struct err *err)
     if (options_int(o, OPT_CHUNKED_PREFILL_SIZE) == 0)
         return err_set(err, ERR_INVALID, "--%s 0: it is -1 or at least 1",
                        option_name(OPT_CHUNKED_PREFILL_SIZE));
+    if (options_int(o, OPT_EPOCH) < 1)
+        return err_set(err, ERR_INVALID, "--%s 0: a scheduler's is at least 1",
+                       option_name(OPT_EPOCH));
     return 0;
 }
 
@@ -30,6 +33,7 @@ int main(int argc, char **argv)
         .name = options_str(&o, OPT_NAME)[0] ? options_str(&o, OPT_NAME) : "scheduler-0",
         .scheduler_endpoint = options_str(&o, OPT_SCHEDULER_ENDPOINT),
         .worker_endpoint = options_str(&o, OPT_WORKER_ENDPOINT),
+        .control_endpoint = options_str(&o, OPT_CONTROL_ENDPOINT),
         .tp_size = (uint32_t)options_int(&o, OPT_TP_SIZE),
         .slots_max = (uint32_t)options_int(&o, OPT_MAX_RUNNING_REQUESTS),
         .queued_max = (uint32_t)options_int(&o, OPT_MAX_QUEUED_REQUESTS),

@@ -181,7 +181,7 @@ static void plan_open(struct scheduler *s, struct step *step, struct sequence *s
     seq->node_depth = seq->pages_count = seq->pages_shared = place->depth;
     seq->computed = place->depth * s->config.page_size;
     if (!seq->retractions) {
-        seq->cached = seq->computed;
+        seq->cached = seq->computed < seq->prompt_count ? seq->computed : seq->prompt_count;
         s->prefix_queries += seq->prompt_count;
         s->prefix_hits += seq->cached;
     }
@@ -274,7 +274,7 @@ const struct scheduler_step *scheduler_plan(struct scheduler *s, int64_t now_us)
     struct step *step = scheduler_step_at(s, s->planned + 1);
     struct proto_step *m = &step->out.message;
 
-    if (s->planned - s->applied >= s->config.steps_in_flight_max)
+    if (s->lost || s->planned - s->applied >= s->config.steps_in_flight_max)
         return NULL;
     step_clear(step, s->planned + 1);
     memory_make_room(s);

@@ -30,6 +30,13 @@ void report_worker(struct report *r, uint32_t rank, const char *name, const stru
     r->changed = true;
 }
 
+void report_forget_ranks(struct report *r)
+{
+    for (uint32_t i = 0; i < r->ranks_count; i++)
+        r->names[i][0] = '\0';
+    r->changed = true;
+}
+
 void report_queue_time(struct report *r, int64_t queue_us)
 {
     metric_observe(&r->own, METRIC_QUEUE_TIME, (double)queue_us / 1e6);

@@ -24,8 +24,16 @@ struct sequence *sequence_new(const struct scheduler_request *request,
 
     seq->key = (struct sequence_key){request->owner, request->id};
     seq->state = SEQUENCE_WAITING;
-    seq->tokens = copy_array(request->prompt, request->prompt_count, sizeof *seq->tokens);
     seq->prompt_count = request->prompt_count;
+    seq->generated = seq->planned = request->resumed_count;
+    seq->tokens =
+        mem_array((size_t)request->prompt_count + request->resumed_count, sizeof *seq->tokens);
+    memcpy(seq->tokens, request->prompt, request->prompt_count * sizeof *seq->tokens);
+    if (request->resumed_count)
+        memcpy(seq->tokens + request->prompt_count, request->resumed,
+               request->resumed_count * sizeof *seq->tokens);
+    seq->replays = request->replays;
+    seq->max_asked = request->sampling->max_tokens > 0;
     seq->sampling = *sampling;
     seq->sampling.stop_token_ids = copy_array(
         sampling->stop_token_ids, sampling->stop_token_ids_count, sizeof *sampling->stop_token_ids);
@@ -34,6 +42,8 @@ struct sequence *sequence_new(const struct scheduler_request *request,
     seq->arrived_us = now_us;
     seq->node = PREFIX_ROOT;
     seq->place.page = PREFIX_ROOT;
+    if (request->resumed_count) /* the prompt's come before any token */
+        seq->scored = sequence_scores_end(seq);
     return seq;
 }
 

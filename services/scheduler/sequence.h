@@ -44,10 +44,12 @@ struct sequence {
     uint32_t node_depth;
     struct prefix_place place;      /* how far the tree knew its tokens when last asked */
     struct proto_sampling sampling; /* arrays owned */
+    bool max_asked;                 /* else max_tokens is what fits */
     int64_t arrived_us;
     uint64_t arrival;     /* counts sequences */
     int64_t priority;     /* 0 where the policy has none */
-    uint32_t retractions; /* how often it was */
+    uint32_t retractions; /* how often it was; those by a loss of the ranks count too */
+    uint32_t replays;     /* how often it was begun anew */
     uint32_t passed;      /* later ones that have started before it */
 };
 

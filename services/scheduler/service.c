@@ -1,43 +1,15 @@
-#include "services/scheduler/service.h"
+#include "services/scheduler/service_private.h"
 
 #include "common/clock.h"
 #include "common/log.h"
 #include "common/mem.h"
-#include "proto/bus.h"
-#include "services/scheduler/clients.h"
-#include "services/scheduler/core.h"
-#include "services/scheduler/group.h"
-#include "services/scheduler/report.h"
 
 #include <inttypes.h>
 #include <signal.h>
 #include <stdlib.h>
-#include <sys/random.h>
-#include <uv.h>
 
-/* One computes while the next waits at the ranks: they never wait for a plan. */
-#define STEPS_IN_FLIGHT_MAX 2u
 #define TICK_MS 200u
 #define LOG_PERIOD_US 5000000
-
-struct service {
-    const struct service_config *config;
-    uv_loop_t loop;
-    uv_timer_t timer;
-    uv_idle_t idle;
-    uv_signal_t sigterm, sigint;
-    struct bus *tokenizers;
-    struct bus *workers;
-    struct bus_peer *ranks[GROUP_RANKS_MAX];
-    struct group group;
-    struct clients clients;
-    struct report report;
-    struct scheduler *core; /* NULL until all ranks are loaded */
-    bool ready;
-    bool ending;
-    int status;
-    struct err *err;
-};
 
 /* ---- ending ---- */
 
@@ -52,18 +24,19 @@ static void service_end(struct service *s)
     uv_close((uv_handle_t *)&s->sigint, NULL);
     bus_close(&s->tokenizers);
     bus_close(&s->workers);
+    if (s->control)
+        bus_close(&s->control);
 }
 
-/* s->err says why. Only the first failure counts. Buses are closed from the loop's own turn, not
- * from inside of their callbacks. */
-static void service_fail(struct service *s)
+/* Buses are closed from the loop's own turn, not from inside of their callbacks. */
+void service_fail(struct service *s)
 {
     if (s->status == 0)
         s->status = s->err->code;
     uv_stop(&s->loop);
 }
 
-static bool service_failed(const struct service *s)
+bool service_failed(const struct service *s)
 {
     return s->ending || s->status != 0;
 }
@@ -76,79 +49,16 @@ static void on_signal(uv_signal_t *handle, int signum)
 
 /* ---- steps ---- */
 
-static void send_step(struct service *s, const struct scheduler_step *step, int64_t now_us)
-{
-    const struct proto_step *m = &step->message;
-
-    for (uint32_t rank = 0; rank < s->group.size; rank++) {
-        if (bus_send(s->ranks[rank], PROTO_STEP, 0, m, s->err)) {
-            (void)err_prefix(s->err, "step %" PRIu64 " to rank %u", m->step, rank);
-            service_fail(s);
-            return;
-        }
-    }
-    group_step_sent(&s->group, m->step, now_us);
-    for (uint32_t i = 0; i < m->opened_count; i++)
-        report_queue_time(&s->report, step->queue_us[i]);
-}
-
-static void send_steps(struct service *s)
-{
-    const struct scheduler_step *step;
-    int64_t now_us = clock_mono_us();
-
-    while (s->ready && !service_failed(s) && (step = scheduler_plan(s->core, now_us)))
-        send_step(s, step, now_us);
-}
-
-/* Everything that came in the same turn of the loop has been admitted: one step takes it all. */
 static void on_idle(uv_idle_t *handle)
 {
-    struct service *s = handle->data;
-
     (void)uv_idle_stop(handle);
-    send_steps(s);
+    ranks_send_steps(handle->data);
 }
 
-static void plan_soon(struct service *s)
+void service_plan_soon(struct service *s)
 {
     if (s->ready && !service_failed(s))
         (void)uv_idle_start(&s->idle, on_idle);
-}
-
-/* The oldest round is complete. The next step leaves before anybody is told of this one. */
-static void finish_step(struct service *s, const struct proto_sampled *results, uint32_t count)
-{
-    const struct round *round = &s->group.rounds[0];
-    const struct scheduler_output *out;
-    uint32_t out_count;
-
-    if (scheduler_apply(s->core, round->step, results, count, &out, &out_count, s->err)) {
-        (void)err_prefix(s->err, "rank 0");
-        service_fail(s);
-        return;
-    }
-    report_step(&s->report, clock_mono_us() - round->sent_us, round->compute_us);
-    group_step_drop(&s->group);
-    send_steps(s);
-    clients_send(&s->clients, s->core, out, out_count);
-}
-
-static void on_step_done(struct service *s, uint32_t rank, const struct proto_step_done *m)
-{
-    const struct proto_sampled *results;
-    uint32_t count;
-    bool complete;
-
-    if (group_step_done(&s->group, rank, m, &complete, &results, &count, s->err)) {
-        service_fail(s);
-        return;
-    }
-    if (!complete)
-        return;
-    finish_step(s, results, count);
-    while (!service_failed(s) && group_step_complete(&s->group))
-        finish_step(s, s->group.rounds[0].results.sampled, s->group.rounds[0].results.count);
 }
 
 /* ---- tokenizers ---- */
@@ -158,7 +68,8 @@ static struct proto_state state_message(const struct service *s)
     const struct group *g = &s->group;
 
     if (!s->ready)
-        return (struct proto_state){.reason = proto_str("loading"), .tp_size = g->size};
+        return (struct proto_state){.reason = proto_str(s->was_ready ? "recovering" : "loading"),
+                                    .tp_size = g->size};
     return (struct proto_state){
         .ready = true,
         .vocab_size = g->vocab_size,
@@ -180,6 +91,14 @@ static void send_state(const struct service *s, struct bus_peer *peer)
         log_warn("tokenizer=%s %s", bus_peer_name(peer), err.msg);
 }
 
+void service_send_states(struct service *s)
+{
+    struct bus_peer *peer = NULL;
+
+    while ((peer = bus_next_peer(s->tokenizers, peer)))
+        send_state(s, peer);
+}
+
 static void send_failed(struct bus_peer *peer, uint64_t sid, uint32_t status, const char *message,
                         const struct scheduler_refusal *why)
 {
@@ -191,17 +110,40 @@ static void send_failed(struct bus_peer *peer, uint64_t sid, uint32_t status, co
         log_warn("tokenizer=%s sid=%" PRIu64 " %s", bus_peer_name(peer), sid, err.msg);
 }
 
+void service_send_failures(struct service *s, const struct scheduler_failure *failed,
+                           uint32_t count)
+{
+    for (uint32_t i = 0; i < count; i++) {
+        const struct scheduler_refusal why = {"", failed[i].code};
+        struct client *client = clients_find(&s->clients, failed[i].owner);
+
+        send_failed(client->peer, failed[i].id, 503, failed[i].message, &why);
+    }
+}
+
+static uint32_t refusal_status(int rc)
+{
+    if (rc == ERR_BUSY)
+        return 429;
+    return rc == ERR_PEER ? 503 : 400;
+}
+
 static void on_submit(struct service *s, struct bus_peer *peer, uint64_t sid,
                       const struct proto_submit *m)
 {
     const struct client *client = bus_peer_data(peer);
     struct scheduler_refusal why = {"", "unavailable"};
-    struct scheduler_request request = {
-        .id = sid, .prompt = m->prompt, .prompt_count = m->prompt_count, .sampling = &m->sampling};
+    struct scheduler_request request = {.id = sid,
+                                        .prompt = m->prompt,
+                                        .prompt_count = m->prompt_count,
+                                        .sampling = &m->sampling,
+                                        .resumed = m->resumed,
+                                        .resumed_count = m->resumed_count,
+                                        .replays = m->replays};
     struct err err = {0};
     int rc;
 
-    if (!client || !s->ready) {
+    if (!client || !s->was_ready) {
         send_failed(peer, sid, 503, client ? "the model is loading" : "too many tokenizers", &why);
         return;
     }
@@ -211,21 +153,21 @@ static void on_submit(struct service *s, struct bus_peer *peer, uint64_t sid,
         if (rc == ERR_BUSY)
             why.code = "queue_full";
         log_debug("tokenizer=%s sid=%" PRIu64 " refused: %s", bus_peer_name(peer), sid, err.msg);
-        send_failed(peer, sid, rc == ERR_BUSY ? 429 : 400, err.msg, &why);
+        send_failed(peer, sid, refusal_status(rc), err.msg, &why);
         return;
     }
     s->report.changed = true;
-    plan_soon(s);
+    service_plan_soon(s);
 }
 
 static void on_abort(struct service *s, struct bus_peer *peer, uint64_t sid)
 {
     const struct client *client = bus_peer_data(peer);
 
-    if (!client || !s->ready || scheduler_abort(s->core, client->owner, sid))
+    if (!client || !s->core || scheduler_abort(s->core, client->owner, sid))
         return; /* ended already: the abort and the last token have crossed */
     s->report.changed = true;
-    plan_soon(s); /* what it held may let others start */
+    service_plan_soon(s); /* what it held may let others start */
 }
 
 static void on_tokenizer_up(void *ctx, struct bus_peer *peer)
@@ -252,7 +194,7 @@ static void on_tokenizer_down(void *ctx, struct bus_peer *peer, const char *reas
     log_info("tokenizer=%s is gone (%s), sequences aborted: %u", bus_peer_name(peer), reason,
              aborted);
     s->report.changed = true;
-    plan_soon(s);
+    service_plan_soon(s);
 }
 
 static void on_tokenizer_message(void *ctx, struct bus_peer *peer,
@@ -279,209 +221,7 @@ static void on_tokenizer_message(void *ctx, struct bus_peer *peer,
     }
 }
 
-/* ---- workers ---- */
-
-static int core_start(struct service *s, struct err *err)
-{
-    const struct service_config *c = s->config;
-    struct group *g = &s->group;
-    struct scheduler_config core = {
-        .slots_max = c->slots_max,
-        .queued_max = c->queued_max,
-        .page_size = c->page_size,
-        .prefill_tokens_max = c->prefill_tokens_max,
-        .context_length = g->context_length,
-        .vocab_size = g->vocab_size,
-        .steps_in_flight_max = STEPS_IN_FLIGHT_MAX,
-        .policy = c->policy,
-        .prefix_cache = c->prefix_cache,
-        .conservativeness = c->conservativeness,
-        .preempt_above = c->preempt_above,
-        .prompt_logprobs = g->prompt_logprobs,
-        .eos_ids = g->eos_ids,
-        .eos_ids_count = g->eos_ids_count,
-    };
-
-    if (c->num_pages > g->pages_max)
-        return err_set(err, ERR_LIMIT, "--num-pages %u, but rank %u has room for %u", c->num_pages,
-                       g->pages_max_rank, g->pages_max);
-    if (c->num_pages)
-        g->pages_max = c->num_pages;
-    if (g->pages_max > SCHEDULER_PAGES_MAX)
-        g->pages_max = SCHEDULER_PAGES_MAX;
-    core.num_pages = g->pages_max;
-    if (getrandom(&core.hash_seed, sizeof core.hash_seed, 0) != (ssize_t)sizeof core.hash_seed)
-        return err_errno(err, ERR_INTERNAL, "getrandom");
-    return scheduler_new(&core, &s->core, err);
-}
-
-/* The rank with the least room decides for all. */
-static void say_uneven(const struct group *g)
-{
-    double page = (double)g->page_bytes;
-
-    log_warn(
-        "rank=%u has %.2f GB left for KV pages, rank %u has %.2f GB: every rank gets the less; "
-        "see what else uses the memory of rank %u's device (nvidia-smi), or choose other "
-        "devices (CUDA_VISIBLE_DEVICES)",
-        g->pages_max_rank, page * g->pages_max / 1e9, g->pages_most_rank,
-        page * g->pages_most / 1e9, g->pages_max_rank);
-}
-
-/* All ranks are loaded: they get the same pool. */
-static void alloc_kv(struct service *s)
-{
-    const struct group *g = &s->group;
-    struct proto_kv_alloc m;
-
-    if (group_uneven(g) && !s->config->num_pages)
-        say_uneven(g);
-    if (core_start(s, s->err)) {
-        service_fail(s);
-        return;
-    }
-    log_say(
-        "Memory plan a rank: weights %.1f MiB, KV cache %.1f MiB (%u pages of %u tokens, %" PRIu64
-        " tokens)",
-        (double)g->weight_bytes / 1048576, (double)g->page_bytes * g->pages_max / 1048576,
-        g->pages_max, g->page_size, (uint64_t)g->pages_max * g->page_size);
-    m = (struct proto_kv_alloc){g->pages_max, s->config->slots_max, scheduler_tokens_max(s->core)};
-    for (uint32_t rank = 0; rank < g->size; rank++) {
-        if (bus_send(s->ranks[rank], PROTO_KV_ALLOC, 0, &m, s->err)) {
-            (void)err_prefix(s->err, "KV_ALLOC to rank %u", rank);
-            service_fail(s);
-            return;
-        }
-    }
-}
-
-static void on_loaded(struct service *s, struct bus_peer *peer, const struct proto_loaded *m)
-{
-    if (bus_peer_data(peer) || group_loaded(&s->group, m, s->err)) {
-        if (bus_peer_data(peer))
-            (void)err_set(s->err, ERR_PROTOCOL, "rank %u sent LOADED twice", m->rank);
-        (void)err_prefix(s->err, "%s", bus_peer_name(peer));
-        service_fail(s);
-        return;
-    }
-    s->ranks[m->rank] = peer;
-    bus_peer_set_data(peer, &s->ranks[m->rank]);
-    if (group_all_loaded(&s->group))
-        alloc_kv(s);
-}
-
-static void on_kv_ready(struct service *s, const struct proto_kv_ready *m)
-{
-    struct bus_peer *peer = NULL;
-
-    if (group_kv_ready(&s->group, m, s->err)) {
-        service_fail(s);
-        return;
-    }
-    log_say("Rank %u/%u ready", m->rank, s->group.size);
-    if (!group_all_ready(&s->group))
-        return;
-    s->ready = true;
-    s->report.changed = true;
-    while ((peer = bus_next_peer(s->tokenizers, peer)))
-        send_state(s, peer);
-}
-
-/* Messages of a worker that has said which rank it is. */
-static void on_rank_message(struct service *s, uint32_t rank, const struct proto_header *header,
-                            const void *message)
-{
-    const struct proto_rank_failed *failed = message;
-
-    switch (header->type) {
-    case PROTO_KV_READY:
-        if (((const struct proto_kv_ready *)message)->rank == rank) {
-            on_kv_ready(s, message);
-            return;
-        }
-        break;
-    case PROTO_STEP_DONE:
-        on_step_done(s, rank, message);
-        return;
-    case PROTO_STATS:
-        report_worker(&s->report, rank, bus_peer_name(s->ranks[rank]), message);
-        return;
-    case PROTO_RANK_FAILED:
-        (void)err_set(s->err, ERR_PEER, "rank %u failed: %.*s", rank, (int)failed->reason.len,
-                      failed->reason.data);
-        service_fail(s);
-        return;
-    default:
-        break;
-    }
-    (void)err_set(s->err, ERR_PROTOCOL, "rank %u sent a %s that it must not send", rank,
-                  proto_type_name(header->type));
-    service_fail(s);
-}
-
-static void on_worker_message(void *ctx, struct bus_peer *peer, const struct proto_header *header,
-                              const void *message)
-{
-    struct service *s = ctx;
-    struct bus_peer **rank = bus_peer_data(peer);
-    const struct proto_rank_failed *failed = message;
-
-    if (service_failed(s))
-        return;
-    if (header->type == PROTO_LOADED) {
-        on_loaded(s, peer, message);
-    } else if (rank) {
-        on_rank_message(s, (uint32_t)(rank - s->ranks), header, message);
-    } else if (header->type == PROTO_RANK_FAILED) {
-        (void)err_set(s->err, ERR_PEER, "rank %u failed: %.*s", failed->rank,
-                      (int)failed->reason.len, failed->reason.data);
-        service_fail(s);
-    } else if (header->type != PROTO_STATS) {
-        (void)err_set(s->err, ERR_PROTOCOL, "%s sent %s before LOADED", bus_peer_name(peer),
-                      proto_type_name(header->type));
-        service_fail(s);
-    }
-}
-
-static void on_worker_up(void *ctx, struct bus_peer *peer)
-{
-    (void)ctx;
-    log_info("worker=%s connected", bus_peer_name(peer));
-}
-
-static void on_worker_down(void *ctx, struct bus_peer *peer, const char *reason)
-{
-    struct service *s = ctx;
-    struct bus_peer **rank = bus_peer_data(peer);
-
-    if (service_failed(s))
-        return;
-    if (!rank) {
-        /* One who ends because the scheduler before us did looks in here first. */
-        log_warn("worker=%s is gone before it has loaded: %s", bus_peer_name(peer), reason);
-        return;
-    }
-    (void)err_set(s->err, ERR_PEER, "rank %u (%s) is gone: %s", (uint32_t)(rank - s->ranks),
-                  bus_peer_name(peer), reason);
-    service_fail(s);
-}
-
 /* ---- time ---- */
-
-static void check_step_timeout(struct service *s, int64_t now_us)
-{
-    const struct round *round = &s->group.rounds[0];
-    char missing[256];
-
-    if (s->group.rounds_count == 0 ||
-        now_us - round->sent_us < (int64_t)(s->config->step_timeout_s * 1e6))
-        return;
-    (void)err_set(s->err, ERR_TIMEOUT,
-                  "step %" PRIu64 " is without a result after %g s; missing of rank %s",
-                  round->step, s->config->step_timeout_s,
-                  group_missing(&s->group, round->done, missing, sizeof missing));
-    service_fail(s);
-}
 
 static void broadcast_stats(struct service *s, const struct scheduler_stats *now)
 {
@@ -500,9 +240,10 @@ static void on_tick(uv_timer_t *timer)
     int64_t now_us = clock_mono_us();
     struct scheduler_stats now;
 
-    if (!s->ready || service_failed(s))
+    if (!s->was_ready || service_failed(s))
         return;
-    check_step_timeout(s, now_us);
+    if (s->ready)
+        ranks_check_deadline(s, now_us);
     scheduler_stats(s->core, &now);
     broadcast_stats(s, &now);
     if (now_us - s->report.logged_us >= LOG_PERIOD_US)
@@ -511,34 +252,31 @@ static void on_tick(uv_timer_t *timer)
 
 /* ---- start ---- */
 
-static int bind_buses(struct service *s, struct err *err)
+static int start_buses(struct service *s, struct err *err)
 {
     const struct service_config *c = s->config;
     struct bus_config bus = {
         .loop = &s->loop,
         .role = "scheduler",
         .name = c->name,
-        .endpoint = c->scheduler_endpoint,
         .security = &c->security,
-        .accepts = "tokenizer",
         .silence_ms_max = (int64_t)(c->heartbeat_timeout_s * 1000),
-        .peers_max = CLIENTS_MAX,
-        .on = {.on_up = on_tokenizer_up,
-               .on_message = on_tokenizer_message,
-               .on_down = on_tokenizer_down},
         .ctx = s,
     };
-    int rc = bus_bind(&bus, &s->tokenizers, err);
+    struct bus_config shared = bus;
+    int rc;
 
-    if (rc)
-        return rc;
-    bus.endpoint = c->worker_endpoint;
-    bus.accepts = "worker";
-    bus.epoch = c->epoch;
-    bus.peers_max = GROUP_RANKS_MAX;
+    bus.endpoint = c->scheduler_endpoint;
+    bus.accepts = "tokenizer";
+    bus.peers_max = CLIENTS_MAX;
     bus.on = (struct bus_callbacks){
-        .on_up = on_worker_up, .on_message = on_worker_message, .on_down = on_worker_down};
-    return bus_bind(&bus, &s->workers, err);
+        .on_up = on_tokenizer_up, .on_message = on_tokenizer_message, .on_down = on_tokenizer_down};
+    rc = bus_bind(&bus, &s->tokenizers, err);
+    if (!rc)
+        rc = ranks_bind(s, &shared, err);
+    if (!rc)
+        rc = control_connect(s, &shared, err);
+    return rc;
 }
 
 static void start_handles(struct service *s)
@@ -569,7 +307,7 @@ int service_run(const struct service_config *config, struct err *err)
     group_init(&s->group, config->tp_size, config->page_size);
     clients_init(&s->clients, config->slots_max);
     report_init(&s->report, config->tp_size, clock_mono_us());
-    s->status = bind_buses(s, err);
+    s->status = start_buses(s, err);
     if (s->status == 0) {
         log_say("Initializing tensor parallelism with %u ranks", config->tp_size);
         (void)uv_run(&s->loop, UV_RUN_DEFAULT);

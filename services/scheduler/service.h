@@ -12,6 +12,7 @@ struct service_config {
     const char *name;
     const char *scheduler_endpoint; /* bound for tokenizers */
     const char *worker_endpoint;    /* bound for workers */
+    const char *control_endpoint;   /* of the launcher; "": there is none */
     struct bus_security security;
     uint32_t tp_size;
     uint32_t slots_max;
@@ -24,12 +25,13 @@ struct service_config {
     int64_t preempt_above;
     bool prefix_cache;
     double heartbeat_timeout_s;
-    double step_timeout_s;
-    uint64_t epoch;
+    double step_timeout_s; /* upper bound of the deadlines that are learned */
+    uint64_t epoch;        /* of the first ranks; at least 1 */
 };
 
-/* Serves until SIGTERM or SIGINT (0) or until a rank or the start fails (negative, err says why).
- * The strings of config must live as long. */
+/* Serves until SIGTERM or SIGINT (0) or until the start fails, or ranks come that do not fit those
+ * before (negative, err says why). Ranks that are lost later are waited for, and so they are from
+ * the beginning where there is no launcher. The strings of config must live as long. */
 int service_run(const struct service_config *config, struct err *err);
 
 #endif

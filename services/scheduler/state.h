@@ -1,4 +1,4 @@
-/* Inside of the core: shared by core.c, plan.c and apply.c. */
+/* Inside of the core: shared by core.c, plan.c, apply.c, memory.c and recover.c. */
 #ifndef PHALANX_SCHEDULER_STATE_H
 #define PHALANX_SCHEDULER_STATE_H
 
@@ -39,6 +39,7 @@ struct scheduler {
     struct step steps[SCHEDULER_STEPS_MAX]; /* a ring: step n is steps[n % steps_in_flight_max] */
     uint64_t planned;                       /* newest step; 0: none */
     uint64_t applied;
+    bool lost;                   /* there are no ranks */
     uint32_t prefill_tokens_max; /* of one step */
     uint32_t tokens_max;         /* of one step, decode rows too */
     struct scheduler_output *outputs;
@@ -48,12 +49,23 @@ struct scheduler {
     uint64_t prefix_queries;
     uint64_t prefix_hits;
     uint64_t preemptions;
+    uint64_t replays;
+    uint64_t steps_applied; /* by all groups of ranks */
+    struct scheduler_failure *failures;
+    uint32_t failures_cap;
 };
 
 static inline struct step *scheduler_step_at(struct scheduler *s, uint64_t number)
 {
     return &s->steps[number % s->config.steps_in_flight_max];
 }
+
+/* Pages, slots and steps as of ranks that know nothing. No sequence may hold any. */
+void scheduler_pool_init(struct scheduler *s, uint32_t num_pages);
+void scheduler_pool_fini(struct scheduler *s);
+
+/* Frees the sequences that have ended and wait for steps in flight. */
+void scheduler_free_retiring(struct scheduler *s);
 
 /* Ends a sequence that does not wait. Its slot and pages come back at once when no step in
  * flight has a row of it, else when the last of them is applied. */

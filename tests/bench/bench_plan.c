@@ -55,7 +55,8 @@ static void admit(struct bench *b, uint32_t first, uint32_t max_tokens)
                                       .max_tokens = max_tokens,
                                       .ignore_eos = true,
                                       .logprobs = -1};
-    struct scheduler_request request = {1, ++b->id, prompt, PROMPT, &sampling};
+    struct scheduler_request request = {
+        .owner = 1, .id = ++b->id, .prompt = prompt, .prompt_count = PROMPT, .sampling = &sampling};
     struct err err = {0};
 
     for (uint32_t i = 0; i < PROMPT; i++)

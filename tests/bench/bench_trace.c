@@ -260,7 +260,11 @@ static void arrive(struct run *run)
                                       .max_tokens = OUTPUT_MAX,
                                       .seed = run->arrived,
                                       .logprobs = -1};
-    struct scheduler_request request = {1, run->arrived, run->prompt, r->input, &sampling};
+    struct scheduler_request request = {.owner = 1,
+                                        .id = run->arrived,
+                                        .prompt = run->prompt,
+                                        .prompt_count = r->input,
+                                        .sampling = &sampling};
     struct err err = {0};
 
     for (uint32_t i = 0; i < r->input; i++)

@@ -152,6 +152,11 @@ void audit_plan(struct sim *m, const struct proto_step *step, uint64_t first)
         order_check(m, find(m, (uint32_t)step->opened[i].sampling.seed));
 }
 
+bool audit_has_slot(const struct sim *m, uint32_t request)
+{
+    return find(m, request)->state != SEQUENCE_WAITING;
+}
+
 bool audit_decodes(const struct sim *m, uint32_t request)
 {
     for (const struct sequence *seq = m->core->decode; seq; seq = seq->next)

@@ -25,8 +25,7 @@ enum proto_finish client_finish(const struct sim *m, const struct request *r, ui
     return index + 1 == r->max_tokens ? FINISH_LENGTH : FINISH_NONE;
 }
 
-/* The request's fate by the rules alone. */
-static uint32_t tokens_allowed(const struct sim *m, const struct request *r)
+uint32_t client_allowed(const struct sim *m, const struct request *r, uint32_t resumed)
 {
     uint32_t pool = m->config.num_pages * m->config.page_size;
     uint32_t asked = r->sampling.max_tokens;
@@ -39,7 +38,7 @@ static uint32_t tokens_allowed(const struct sim *m, const struct request *r)
         most = asked;
     if (!asked && pool > r->prompt_count && most > pool - r->prompt_count)
         most = pool - r->prompt_count;
-    return r->prompt_count + most <= pool ? most : 0;
+    return r->prompt_count + most <= pool && resumed < most ? most : 0;
 }
 
 /* A conversation that goes on: prompt and answer of an earlier request, and more. */
@@ -97,12 +96,14 @@ static void request_draw(struct sim *m, struct request *r)
     if (sim_draw(m, 3) == 0)
         r->sampling.min_tokens =
             sim_draw(m, (r->sampling.max_tokens ? r->sampling.max_tokens : 50) + 1);
-    r->max_tokens = tokens_allowed(m, r);
 }
 
 void client_send(struct sim *m, struct request *r)
 {
-    struct letter letter = {.kind = LETTER_SUBMIT, .request = (uint32_t)(r - m->requests)};
+    struct letter letter = {.kind = LETTER_SUBMIT,
+                            .request = (uint32_t)(r - m->requests),
+                            .resumed = r->next,
+                            .replays = r->replays};
 
     r->state = SENT;
     link_send(m, &m->to_core[r->owner], &letter);
@@ -145,19 +146,16 @@ void client_take(struct sim *m, uint32_t owner, const struct letter *letter)
     if (r->state == ABORTED)
         return; /* they have crossed */
     CHECK(m, r->state == SENT);
-    if (letter->kind == LETTER_REFUSED) {
-        CHECK(m, r->max_tokens == 0);
+    if (letter->kind == LETTER_FAILED) {
         r->state = ENDED;
         return;
     }
-    CHECK(m, r->max_tokens > 0);
     if (letter->kind == LETTER_BUSY) {
         r->state = REFUSED;
         return;
     }
-    CHECK(m, t->index == r->next && t->index < r->max_tokens);
+    CHECK(m, t->index == r->next);
     CHECK(m, t->id == client_token(m, r, t->index));
-    CHECK(m, t->finish == client_finish(m, r, t->index));
     r->next++;
     m->tokens++;
     if (t->finish != FINISH_NONE)

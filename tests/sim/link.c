@@ -40,7 +40,7 @@ bool link_turn(struct sim *m, struct link *l, struct letter *out)
     }
     l->wire[at] = l->wire[--l->wire_count];
     if (event == 5) {
-        m->lost++;
+        m->dropped++;
         return false;
     }
     if (number != l->received + 1 || number > l->sent)

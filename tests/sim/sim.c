@@ -1,4 +1,5 @@
 #include "tests/sim/sim.h"
+#include "services/scheduler/admission.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -50,73 +51,25 @@ static void config_draw(struct sim *m)
     };
 }
 
-/* A new process where the scheduler was, and ranks that know nothing. */
-static void scheduler_start(struct sim *m)
-{
-    struct err err = {0};
-
-    CHECK(m, scheduler_new(&m->config, &m->core, &err) == 0);
-    m->planned = m->applied = m->computed = 0;
-    memset(m->slots, 0, sizeof m->slots);
-    memset(m->device, 0, sizeof m->device);
-    memset(m->page_step, 0, sizeof m->page_step);
-    memset(m->content, 0, sizeof m->content);
-    link_reset(&m->to_worker);
-    link_reset(&m->from_worker);
-    for (uint32_t i = 0; i < OWNERS; i++) {
-        link_reset(&m->to_core[i]);
-        link_reset(&m->to_client[i]);
-    }
-    for (uint32_t i = 0; i < m->requests_count; i++) {
-        struct request *r = &m->requests[i];
-
-        r->next = r->applied = 0;
-        r->admitted = r->started = false;
-        if (r->state == SENT || r->state == REFUSED)
-            client_send(m, r); /* what was in flight comes again, from its first token on */
-    }
-}
-
-static void scheduler_restart(struct sim *m)
-{
-    scheduler_free(&m->core);
-    scheduler_start(m);
-    m->restarts++;
-}
-
-static void client_restart(struct sim *m)
-{
-    uint32_t owner = sim_draw(m, OWNERS), admitted = 0;
-
-    for (uint32_t i = 0; i < m->requests_count; i++) {
-        struct request *r = &m->requests[i];
-
-        if (r->owner != owner)
-            continue;
-        admitted += r->admitted;
-        r->admitted = false;
-        if (r->state != ENDED)
-            r->state = ABORTED;
-    }
-    CHECK(m, scheduler_abort_owner(m->core, m->owner_ids[owner]) == admitted);
-    m->owner_ids[owner] += OWNERS;
-    link_reset(&m->to_core[owner]);
-    link_reset(&m->to_client[owner]);
-    m->restarts++;
-}
-
 static void on_submit(struct sim *m, uint32_t owner, struct letter *letter)
 {
     struct request *r = &m->requests[letter->request];
+    uint32_t resumed[CONTEXT];
     struct scheduler_request request = {.owner = m->owner_ids[owner],
                                         .id = letter->request,
                                         .prompt = r->prompt,
                                         .prompt_count = r->prompt_count,
-                                        .sampling = &r->sampling};
+                                        .sampling = &r->sampling,
+                                        .resumed = resumed,
+                                        .resumed_count = letter->resumed,
+                                        .replays = letter->replays};
     struct scheduler_stats before, after;
     struct err err = {0};
     int rc;
 
+    for (uint32_t i = 0; i < letter->resumed; i++)
+        resumed[i] = client_token(m, r, i);
+    r->max_tokens = client_allowed(m, r, letter->resumed);
     scheduler_stats(m->core, &before);
     rc = scheduler_admit(m->core, &request, m->now_us, NULL, &err);
     scheduler_stats(m->core, &after);
@@ -125,11 +78,15 @@ static void on_submit(struct sim *m, uint32_t owner, struct letter *letter)
         CHECK(m, before.waiting >= m->config.queued_max + before.slots_free);
         letter->kind = LETTER_BUSY;
     } else if (rc) {
-        CHECK(m, r->max_tokens == 0);
-        letter->kind = LETTER_REFUSED;
+        CHECK(m, r->max_tokens == 0 || (rc == ERR_PEER && letter->replays > LIMIT_REPLAYS));
+        letter->kind = LETTER_FAILED;
     } else {
-        CHECK(m, r->max_tokens > 0 && !r->admitted);
+        CHECK(m, r->max_tokens > 0 && !r->admitted && letter->replays <= LIMIT_REPLAYS);
         r->admitted = true;
+        r->admissions++;
+        r->resumed = r->applied = letter->resumed;
+        r->replays_core = letter->replays;
+        m->resumed += letter->resumed > 0;
         return;
     }
     link_send(m, &m->to_client[owner], letter);
@@ -169,11 +126,11 @@ static void event_plan(struct sim *m)
 
     if (!step) {
         scheduler_stats(m->core, &stats);
-        if (m->planned == m->applied) /* nothing waits for nothing */
+        if (m->planned == m->applied && !m->lost) /* nothing waits for nothing */
             CHECK(m, stats.running == 0 && stats.waiting == 0);
         return;
     }
-    CHECK(m, m->planned - m->applied < m->config.steps_in_flight_max);
+    CHECK(m, !m->lost && m->planned - m->applied < m->config.steps_in_flight_max);
     CHECK(m, step->message.step == m->planned + 1);
     audit_plan(m, &step->message, first);
     worker_planned(m, &step->message);
@@ -199,7 +156,9 @@ static void on_output(struct sim *m, const struct scheduler_output *out)
 
     CHECK(m, letter.request < m->requests_count && r->admitted);
     CHECK(m, out->owner == m->owner_ids[r->owner] && out->token.index == r->applied);
-    CHECK(m, out->token.cached_tokens == r->cached && r->cached < r->prompt_count);
+    CHECK(m, out->token.finish == client_finish(m, r, out->token.index));
+    CHECK(m, out->token.cached_tokens == r->cached);
+    CHECK(m, r->cached < r->prompt_count + (r->resumed > 0));
     r->applied++;
     if (out->token.finish != FINISH_NONE)
         r->admitted = false;
@@ -248,7 +207,11 @@ static void event(struct sim *m)
         client_restart(m);
     else if (kind < 148)
         scheduler_flush(m->core);
-    else if (kind < 170)
+    else if (kind < 153)
+        group_lost(m);
+    else if (kind < 190)
+        group_joined(m);
+    else if (kind < 212)
         event_resend(m);
     else if (kind < 300)
         event_to_core(m, owner);
@@ -271,6 +234,7 @@ static void drain(struct sim *m)
             event_to_client(m, i);
         }
         event_resend(m);
+        group_joined(m);
         event_plan(m);
         event_compute(m);
         event_apply(m);
@@ -281,6 +245,7 @@ static void drain(struct sim *m)
     for (uint32_t i = 0; i < OWNERS; i++)
         while (m->to_core[i].received < m->to_core[i].sent)
             event_to_core(m, i);
+    group_joined(m);
     event_plan(m);
     CHECK(m, m->planned == m->applied);
     audit_idle(m);
@@ -321,13 +286,17 @@ int main(int argc, char **argv)
     for (uint64_t seed = first; seed < first + count; seed++)
         history(m, seed);
     printf("%llu histories, 0 violations: %llu steps, %llu tokens, %llu cached, %llu preemptions, "
-           "%llu stalled rows, %llu restarts, %llu messages lost, %llu repeated\n",
+           "%llu stalled rows, %llu restarts, %llu losses of the ranks, %llu resumed, %llu failed, "
+           "%llu messages lost, %llu repeated\n",
            (unsigned long long)count, (unsigned long long)m->steps, (unsigned long long)m->tokens,
            (unsigned long long)m->hits, (unsigned long long)m->preemptions,
            (unsigned long long)m->stalls, (unsigned long long)m->restarts,
-           (unsigned long long)m->lost, (unsigned long long)m->repeated);
+           (unsigned long long)m->losses, (unsigned long long)m->resumed,
+           (unsigned long long)m->failed, (unsigned long long)m->dropped,
+           (unsigned long long)m->repeated);
     /* Histories are only worth something when they get somewhere. */
-    idle = count >= 1000 && (m->steps < count * 50 || m->preemptions < count / 2 || !m->hits);
+    idle = count >= 1000 && (m->steps < count * 50 || m->preemptions < count / 2 || !m->hits ||
+                             m->losses < count || m->resumed < count / 4 || !m->failed);
     free(m);
     return idle;
 }

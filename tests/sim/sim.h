@@ -3,7 +3,8 @@
  *   clients ──link──> scheduler ──link──> worker
  *           <──link──           <──link──
  *
- * sim.c    the scheduler's side: what the service does with messages, restarts, the history
+ * sim.c    the scheduler's side: what the service does with messages, the history
+ * faults.c restarts of the scheduler and its clients, loss of the ranks
  * client.c requests, and the ledger of the tokens that each has to get
  * worker.c what a step must look like when it is planned, and what pages hold when it is computed
  * link.c   in order and once, over a wire that loses, repeats and delays
@@ -34,6 +35,7 @@ struct letter {
     uint32_t request;
     struct proto_token token;
     uint64_t step;
+    uint32_t resumed, replays; /* of a SUBMIT */
 };
 
 struct link {
@@ -41,7 +43,6 @@ struct link {
     uint64_t sent, acked, received; /* sequence numbers */
     uint64_t wire[LINK_WIRE];       /* numbers on their way, in any order, repeats too */
     uint32_t wire_count;
-    uint64_t epoch;
 };
 
 /* ---- requests ---- */
@@ -58,15 +59,19 @@ struct request {
     enum state state;
     uint32_t owner;
     uint32_t prompt_count;
-    uint32_t max_tokens; /* as the core must resolve it; 0: it has to refuse */
-    uint32_t next;       /* index of the token that has to come to the client */
-    uint64_t key;        /* what its tokens are made from */
+    uint32_t next; /* index of the token that has to come to the client */
+    uint64_t key;  /* what its tokens are made from */
     uint32_t prompt[CONTEXT + 4];
     struct proto_sampling sampling; /* as asked; the seed says which request it is */
     uint32_t stop_id;
+    uint32_t replays; /* how often the client has begun it anew */
     /* at the scheduler */
     bool admitted;
-    uint32_t applied; /* tokens that the core has given out */
+    uint32_t admissions;
+    uint32_t max_tokens;   /* as the core must resolve it; 0: it has to refuse */
+    uint32_t applied;      /* tokens that it has had or given out */
+    uint32_t resumed;      /* those it has had */
+    uint32_t replays_core; /* the client's, and losses of the ranks with a slot taken */
     uint32_t cached;
     bool started;
 };
@@ -75,7 +80,7 @@ struct request {
 
 struct planned {
     bool open;
-    uint32_t request;
+    uint32_t request, admission;
     uint64_t last_step;
     uint32_t known, known_open, computed;
     uint32_t pages[PAGES];
@@ -132,8 +137,10 @@ struct sim {
     struct device_slot device[SLOTS];
     uint64_t content[PAGES * 8]; /* hash of the tokens up to each position of a page */
     uint64_t computed;
+    bool lost; /* there are no ranks */
     /* totals of all histories */
-    uint64_t steps, tokens, hits, preemptions, restarts, lost, repeated, stalls;
+    uint64_t steps, tokens, hits, preemptions, restarts, losses, resumed, failed, dropped, repeated,
+        stalls;
 };
 
 _Noreturn void sim_fail(const struct sim *m, const char *file, int line, const char *what);
@@ -152,7 +159,7 @@ void link_send(struct sim *m, struct link *l, const struct letter *letter);
 /* Something happens on the wire; true: *out has arrived. */
 bool link_turn(struct sim *m, struct link *l, struct letter *out);
 
-enum { LETTER_SUBMIT, LETTER_ABORT, LETTER_TOKEN, LETTER_BUSY, LETTER_REFUSED, LETTER_STEP };
+enum { LETTER_SUBMIT, LETTER_ABORT, LETTER_TOKEN, LETTER_BUSY, LETTER_FAILED, LETTER_STEP };
 
 void client_request(struct sim *m);
 void client_abort(struct sim *m);
@@ -161,6 +168,14 @@ void client_take(struct sim *m, uint32_t owner, const struct letter *letter);
 bool client_waits(const struct sim *m);
 uint32_t client_token(const struct sim *m, const struct request *r, uint32_t index);
 enum proto_finish client_finish(const struct sim *m, const struct request *r, uint32_t index);
+/* The request's fate by the rules alone: most tokens, 0 when it is to be refused. */
+uint32_t client_allowed(const struct sim *m, const struct request *r, uint32_t resumed);
+
+void scheduler_start(struct sim *m);
+void scheduler_restart(struct sim *m);
+void client_restart(struct sim *m);
+void group_lost(struct sim *m);
+void group_joined(struct sim *m);
 
 void worker_planned(struct sim *m, const struct proto_step *step);
 void worker_compute(struct sim *m, uint64_t step);
@@ -170,6 +185,7 @@ void audit_idle(struct sim *m);
 /* The running request that came first: it must never give way. UINT64_MAX: none runs. */
 uint64_t audit_first(const struct sim *m);
 void audit_plan(struct sim *m, const struct proto_step *step, uint64_t first);
+bool audit_has_slot(const struct sim *m, uint32_t request);
 bool audit_decodes(const struct sim *m, uint32_t request);
 uint32_t audit_available(const struct sim *m);
 

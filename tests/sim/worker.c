@@ -7,6 +7,12 @@ static bool slot_writes(const struct sim *m, const struct planned *slot)
     return slot->open && slot->last_step > m->applied;
 }
 
+/* Of the request as it was admitted last; before, its owner was another. */
+static bool slot_is(const struct planned *slot, uint32_t request, const struct request *r)
+{
+    return slot->open && slot->request == request && slot->admission == r->admissions;
+}
+
 /* ---- as planned ---- */
 
 static void planned_open(struct sim *m, const struct proto_slot_open *open, struct opened *copy)
@@ -18,7 +24,7 @@ static void planned_open(struct sim *m, const struct proto_slot_open *open, stru
     CHECK(m, open->sampling.seed < m->requests_count);
     r = &m->requests[open->sampling.seed];
     for (uint32_t i = 0; i < m->config.slots_max; i++)
-        CHECK(m, !m->slots[i].open || m->slots[i].request != open->sampling.seed);
+        CHECK(m, !slot_is(&m->slots[i], (uint32_t)open->sampling.seed, r));
     CHECK(m, r->admitted && open->generated == r->applied);
     CHECK(m, open->tokens_count == r->prompt_count + r->applied && open->tokens_count < CONTEXT);
     CHECK(m, memcmp(open->tokens, r->prompt, r->prompt_count * sizeof *r->prompt) == 0);
@@ -28,6 +34,7 @@ static void planned_open(struct sim *m, const struct proto_slot_open *open, stru
     CHECK(m, open->sampling.min_tokens <= r->max_tokens);
     *slot = (struct planned){.open = true,
                              .request = (uint32_t)open->sampling.seed,
+                             .admission = r->admissions,
                              .known = open->tokens_count,
                              .known_open = open->tokens_count};
     *copy = (struct opened){open->slot, slot->request, open->tokens_count, {0}};
@@ -76,12 +83,12 @@ static void planned_row(struct sim *m, const struct proto_row *row, uint64_t ste
 
     CHECK(m, row->slot < m->config.slots_max && slot->open && row->count > 0);
     r = &m->requests[slot->request];
-    CHECK(m, slot->last_step < step && r->admitted);
+    CHECK(m, slot->last_step < step && r->admitted && slot->admission == r->admissions);
     if (slot->last_step == 0) { /* what is found is whole pages, and never all */
         CHECK(m, row->start % page_size == 0 && row->start < slot->known);
         CHECK(m, row->start == 0 || m->config.prefix_cache);
         if (!r->started)
-            r->cached = row->start;
+            r->cached = row->start < r->prompt_count ? row->start : r->prompt_count;
         m->hits += row->start;
         r->started = true;
         slot->computed = row->start;
@@ -104,7 +111,7 @@ static void decoding_mark(struct sim *m)
         struct planned *s = &m->slots[i];
         const struct request *r = &m->requests[s->request];
 
-        s->decoding = s->open && r->admitted && s->known > s->known_open &&
+        s->decoding = slot_is(s, s->request, r) && r->admitted && s->known > s->known_open &&
                       s->known - r->prompt_count < r->max_tokens;
     }
 }

@@ -59,7 +59,11 @@ static int admit_sampling(struct scheduler *s, uint64_t owner, uint64_t id, uint
                           struct err *err)
 {
     uint32_t *prompt = mem_array(prompt_count, sizeof *prompt);
-    struct scheduler_request r = {owner, id, prompt, prompt_count, sampling};
+    struct scheduler_request r = {.owner = owner,
+                                  .id = id,
+                                  .prompt = prompt,
+                                  .prompt_count = prompt_count,
+                                  .sampling = sampling};
     int rc;
 
     for (uint32_t i = 0; i < prompt_count; i++)
@@ -460,7 +464,8 @@ static void test_request_checks(void **state)
     struct err err = {0};
     uint32_t ids[] = {1, VOCAB};
     struct proto_bias bias[] = {{5, 1}, {VOCAB, 1}};
-    struct scheduler_request bad_id = {1, 1, ids, 2, &p};
+    struct scheduler_request bad_id = {
+        .owner = 1, .id = 1, .prompt = ids, .prompt_count = 2, .sampling = &p};
 
     (void)state;
 #define BAD(field, value)                                                                          \

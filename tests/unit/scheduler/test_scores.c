@@ -53,7 +53,8 @@ static int try_admit(struct scheduler *s, uint64_t id, uint32_t count, uint32_t 
                                       .max_tokens = max_tokens,
                                       .logprobs = logprobs,
                                       .prompt_logprobs = scores};
-    struct scheduler_request r = {1, id, prompt, count, &sampling};
+    struct scheduler_request r = {
+        .owner = 1, .id = id, .prompt = prompt, .prompt_count = count, .sampling = &sampling};
     struct err err = {0};
     int rc;
 

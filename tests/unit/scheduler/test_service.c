@@ -29,6 +29,11 @@
 #define SIDS 64u
 #define GUARD_US 20000000 /* a test that hangs fails after so long */
 
+#define COUNT(NAME, high, what) NAME = (high),
+enum limits {
+#include "proto/limits.def"
+};
+
 struct world;
 
 struct fake_rank {
@@ -44,6 +49,15 @@ struct fake_rank {
     bool mute;         /* answers no step */
     bool apart;        /* its hashes are wrong */
     bool fail_at_step; /* says RANK_FAILED in place of an answer */
+    bool refused;
+};
+
+struct fake_launcher {
+    struct bus *bus;
+    struct bus_peer *peer;
+    uint32_t downs;
+    uint64_t epoch; /* of the last */
+    char reason[200];
 };
 
 struct fake_tokenizer {
@@ -72,13 +86,14 @@ struct world {
     uv_loop_t loop;
     uv_timer_t timer;
     char folder[64];
-    char endpoints[2][96];
+    char endpoints[3][96];
     struct service_config config;
     pid_t child;
     bool exited;
     int status;
     struct fake_rank ranks[2];
     struct fake_tokenizer tokenizers[2];
+    struct fake_launcher launcher;
     struct buf log;
 };
 
@@ -100,7 +115,7 @@ static void rank_step(struct fake_rank *r, const struct proto_step *m)
     r->steps++;
     for (uint32_t i = 0; i < m->opened_count; i++) {
         r->seeds[m->opened[i].slot] = m->opened[i].sampling.seed;
-        r->known[m->opened[i].slot] = 0;
+        r->known[m->opened[i].slot] = m->opened[i].generated;
     }
     for (uint32_t i = 0; i < m->rows_count; i++) {
         uint32_t slot = m->rows[i].slot;
@@ -170,15 +185,31 @@ static void any_refused(void *ctx, const char *reason)
     fail_msg("refused: %s", reason);
 }
 
-static void connect_rank(struct world *w, uint32_t rank)
+static void rank_down(void *ctx, struct bus_peer *peer, const char *reason)
+{
+    (void)peer;
+    (void)reason;
+    ((struct fake_rank *)ctx)->peer = NULL;
+}
+
+static void rank_refused(void *ctx, const char *reason)
+{
+    (void)reason;
+    ((struct fake_rank *)ctx)->refused = true;
+}
+
+static void connect_rank(struct world *w, uint32_t rank, uint64_t epoch)
 {
     struct fake_rank *r = &w->ranks[rank];
     struct bus_config bus = {.loop = &w->loop,
                              .role = "worker",
                              .name = rank ? "worker-1" : "worker-0",
                              .endpoint = w->endpoints[1],
-                             .epoch = 1,
-                             .on = {rank_up, rank_message, any_down, any_refused},
+                             .epoch = epoch,
+                             .on = {.on_up = rank_up,
+                                    .on_message = rank_message,
+                                    .on_down = rank_down,
+                                    .on_refused = rank_refused},
                              .ctx = r};
     struct err err = {0};
 
@@ -252,16 +283,21 @@ static void connect_tokenizer(struct world *w, uint32_t i)
                              .role = "tokenizer",
                              .name = i ? "tokenizer-1" : "tokenizer-0",
                              .endpoint = w->endpoints[0],
-                             .on = {tokenizer_up, tokenizer_message, any_down, any_refused},
+                             .on = {.on_up = tokenizer_up,
+                                    .on_message = tokenizer_message,
+                                    .on_down = any_down,
+                                    .on_refused = any_refused},
                              .ctx = t};
     struct err err = {0};
 
     assert_int_equal(bus_connect(&bus, &t->bus, &err), 0);
 }
 
+/* What t has of it already is resumed. */
 static void submit(struct fake_tokenizer *t, uint64_t sid, uint32_t prompt_count,
                    uint32_t max_tokens)
 {
+    uint32_t resumed[64] = {0};
     uint32_t prompt[256] = {0};
     struct proto_submit m = {
         .prompt = prompt,
@@ -273,8 +309,12 @@ static void submit(struct fake_tokenizer *t, uint64_t sid, uint32_t prompt_count
                      .seed = sid * 13 + (uint64_t)(t - t->world->tokenizers),
                      .max_tokens = max_tokens,
                      .logprobs = -1},
+        .resumed = resumed,
+        .resumed_count = t->tokens[sid],
     };
 
+    for (uint32_t i = 0; i < t->tokens[sid]; i++)
+        resumed[i] = token_of(m.sampling.seed, i);
     t->seeds[sid] = m.sampling.seed;
     assert_int_equal(bus_send(t->peer, PROTO_SUBMIT, sid, &m, NULL), 0);
 }
@@ -284,6 +324,49 @@ static void abort_sequence(struct fake_tokenizer *t, uint64_t sid)
     struct proto_abort m = {proto_str("test")};
 
     assert_int_equal(bus_send(t->peer, PROTO_ABORT, sid, &m, NULL), 0);
+}
+
+/* ---- the launcher ---- */
+
+static void launcher_up(void *ctx, struct bus_peer *peer)
+{
+    ((struct fake_launcher *)ctx)->peer = peer;
+}
+
+static void launcher_message(void *ctx, struct bus_peer *peer, const struct proto_header *header,
+                             const void *message)
+{
+    struct fake_launcher *l = ctx;
+    const struct proto_group_down *down = message;
+
+    (void)peer;
+    assert_int_equal(header->type, PROTO_GROUP_DOWN);
+    l->downs++;
+    l->epoch = down->epoch;
+    (void)snprintf(l->reason, sizeof l->reason, "%.*s", (int)down->reason.len, down->reason.data);
+}
+
+static void launcher_start(struct world *w)
+{
+    struct bus_config bus = {
+        .loop = &w->loop,
+        .role = "launcher",
+        .name = "launcher",
+        .endpoint = w->endpoints[2],
+        .accepts = "scheduler",
+        .on = {.on_up = launcher_up, .on_message = launcher_message, .on_down = any_down},
+        .ctx = &w->launcher};
+    struct err err = {0};
+
+    w->config.control_endpoint = w->endpoints[2];
+    assert_int_equal(bus_bind(&bus, &w->launcher.bus, &err), 0);
+}
+
+static void launcher_says_down(struct world *w, uint64_t epoch)
+{
+    struct proto_group_down down = {.epoch = epoch, .reason = proto_str("rank 1: killed")};
+
+    assert_int_equal(bus_send(w->launcher.peer, PROTO_GROUP_DOWN, 0, &down, NULL), 0);
 }
 
 /* ---- world ---- */
@@ -297,6 +380,7 @@ static struct service_config config_default(void)
 {
     return (struct service_config){
         .name = "scheduler-0",
+        .control_endpoint = "",
         .tp_size = 2,
         .slots_max = SLOTS,
         .queued_max = 8,
@@ -314,7 +398,7 @@ static void world_new(struct world *w)
     memset(w, 0, sizeof *w);
     (void)snprintf(w->folder, sizeof w->folder, "/tmp/phalanx-test-scheduler-XXXXXX");
     assert_non_null(mkdtemp(w->folder));
-    for (int i = 0; i < 2; i++)
+    for (int i = 0; i < 3; i++)
         (void)snprintf(w->endpoints[i], sizeof w->endpoints[i], "ipc://%s/%d", w->folder, i);
     w->config = config_default();
     w->config.scheduler_endpoint = w->endpoints[0];
@@ -357,6 +441,7 @@ static int serve(char **argv)
     config.num_pages = (uint32_t)atoi(argv[5]);
     config.heartbeat_timeout_s = atof(argv[6]);
     config.step_timeout_s = atof(argv[7]);
+    config.control_endpoint = argv[8];
     log_init(config.name, LOG_INFO);
     rc = service_run(&config, &err);
     if (rc)
@@ -383,7 +468,8 @@ static void world_start(struct world *w)
 
         if (fd >= 0 && dup2(fd, STDERR_FILENO) >= 0)
             (void)execl("/proc/self/exe", "test_service", "serve", c->scheduler_endpoint,
-                        c->worker_endpoint, slots, pages, heartbeat, timeout, (char *)NULL);
+                        c->worker_endpoint, slots, pages, heartbeat, timeout, c->control_endpoint,
+                        (char *)NULL);
         _exit(99);
     }
 }
@@ -427,6 +513,7 @@ static void world_free(struct world *w)
         bus_close(&w->ranks[i].bus);
         bus_close(&w->tokenizers[i].bus);
     }
+    bus_close(&w->launcher.bus);
     uv_close((uv_handle_t *)&w->timer, NULL);
     (void)uv_run(&w->loop, UV_RUN_DEFAULT);
     assert_int_equal(uv_loop_close(&w->loop), 0);
@@ -439,8 +526,8 @@ static void world_free(struct world *w)
 static void world_ready(struct world *w)
 {
     world_start(w);
-    connect_rank(w, 0);
-    connect_rank(w, 1);
+    connect_rank(w, 0, 1);
+    connect_rank(w, 1, 1);
     connect_tokenizer(w, 0);
     world_wait(w, w->exited || w->tokenizers[0].ready);
     assert_false(w->exited);
@@ -463,8 +550,8 @@ static void test_serve(void **state)
     submit(t, 1, 3, 2); /* nobody is there yet */
     world_wait(&w, t->failed == 1);
     assert_int_equal(t->failed_status, 503);
-    connect_rank(&w, 1);
-    connect_rank(&w, 0);
+    connect_rank(&w, 1, 1);
+    connect_rank(&w, 0, 0); /* in whatever epoch */
     world_wait(&w, t->ready);
     assert_int_equal(t->states, 2);
     assert_int_equal(t->num_pages, 80);
@@ -575,8 +662,8 @@ static void test_aborts(void **state)
     world_free(&w);
 }
 
-/* Every way in which the group is lost: exit 1 and one line that says who and why. */
-static void expect_loss(struct world *w, const char *line)
+/* What can not be made up for: exit 1 and one line that says who and why. */
+static void expect_end(struct world *w, const char *line)
 {
     const char *log = world_end(w, 1);
     const char *error = strstr(log, "ERROR");
@@ -588,19 +675,83 @@ static void expect_loss(struct world *w, const char *line)
     world_free(w);
 }
 
+/* Two sequences are under way on ranks of epoch 1. */
+static void recovery_start(struct world *w, double step_timeout_s)
+{
+    struct fake_tokenizer *t = &w->tokenizers[0];
+
+    world_new(w);
+    w->config.step_timeout_s = step_timeout_s;
+    w->config.heartbeat_timeout_s = 1;
+    launcher_start(w);
+    world_ready(w);
+    world_wait(w, w->launcher.peer);
+    submit(t, 1, 3, 60);
+    submit(t, 2, 20, 40);
+    world_wait(w, t->tokens[1] >= 3 && t->tokens[2] >= 3);
+}
+
+/* Ranks that know nothing. */
+static void ranks_again(struct world *w, uint64_t epoch)
+{
+    for (uint32_t i = 0; i < 2; i++) {
+        struct fake_rank fresh = {.world = w, .rank = i, .loaded = w->ranks[i].loaded};
+
+        bus_close(&w->ranks[i].bus);
+        (void)uv_run(&w->loop, UV_RUN_NOWAIT);
+        w->ranks[i] = fresh;
+        connect_rank(w, i, epoch);
+    }
+}
+
+/* The ranks of that epoch are lost: one line says why, the launcher knows, and on those of the next
+ * all goes on, with what has come meanwhile. */
+static void recovery_end(struct world *w, uint64_t epoch, const char *line)
+{
+    struct fake_tokenizer *t = &w->tokenizers[0];
+    const char *log;
+
+    world_wait(w, !t->ready);
+    assert_true(t->finish[1] == FINISH_NONE && t->finish[2] == FINISH_NONE);
+    submit(t, 3, 2, 30);
+    submit(t, 4, 2, 30);
+    abort_sequence(t, 4);
+    ranks_again(w, epoch);
+    world_wait(w, t->finish[1] && t->finish[2] && t->finish[3]);
+    assert_int_equal(t->wrong, 0);
+    assert_int_equal(t->failed, 0);
+    assert_int_equal(t->tokens[1], 60);
+    assert_int_equal(t->tokens[2], 40);
+    assert_int_equal(t->tokens[3], 30);
+    assert_int_equal(t->tokens[4], 0);
+    world_wait(w, t->stats.value[METRIC_KV_PAGES_FREE] == 80);
+    (void)kill(w->child, SIGTERM);
+    log = world_end(w, 0);
+    assert_null(strstr(log, "ERROR"));
+    assert_non_null(strstr(log, "Ready again after"));
+    if (!strstr(log, line))
+        fail_msg("\"%s\" is not in \"%s\"", line, log);
+    world_free(w);
+}
+
+/* The scheduler is the first to see it. */
+static void recovery_tells(struct world *w, const char *line)
+{
+    world_wait(w, w->launcher.downs);
+    assert_int_equal(w->launcher.epoch, 1);
+    assert_non_null(strstr(w->launcher.reason, line));
+    launcher_says_down(w, 1); /* they have crossed */
+    recovery_end(w, 2, line);
+}
+
 static void test_ranks_apart(void **state)
 {
     struct world w;
 
     (void)state;
-    world_new(&w);
-    world_ready(&w);
-    submit(&w.tokenizers[0], 1, 3, 50);
-    world_wait(&w, w.ranks[1].steps >= 3);
+    recovery_start(&w, 30);
     w.ranks[1].apart = true;
-    world_wait(&w, w.exited);
-    assert_int_equal(w.tokenizers[0].wrong, 0);
-    expect_loss(&w, "have come apart in step");
+    recovery_tells(&w, "have come apart in step");
 }
 
 static void test_rank_failed(void **state)
@@ -608,11 +759,9 @@ static void test_rank_failed(void **state)
     struct world w;
 
     (void)state;
-    world_new(&w);
-    world_ready(&w);
+    recovery_start(&w, 30);
     w.ranks[1].fail_at_step = true;
-    submit(&w.tokenizers[0], 1, 3, 5);
-    expect_loss(&w, "rank 1 failed: the device has gone");
+    recovery_tells(&w, "rank 1 failed: the device has gone");
 }
 
 static void test_rank_gone(void **state)
@@ -620,24 +769,161 @@ static void test_rank_gone(void **state)
     struct world w;
 
     (void)state;
-    world_new(&w);
-    w.config.heartbeat_timeout_s = 0.5;
-    world_ready(&w);
+    recovery_start(&w, 30);
     bus_close(&w.ranks[1].bus);
-    expect_loss(&w, "rank 1 (worker-1) is gone: silent");
+    recovery_tells(&w, "rank 1 (worker-1) is gone: ");
 }
 
+/* One that hangs; it is let in no more. */
 static void test_step_timeout(void **state)
 {
     struct world w;
 
     (void)state;
-    world_new(&w);
-    w.config.step_timeout_s = 0.3;
-    world_ready(&w);
+    recovery_start(&w, 0.5);
     w.ranks[1].mute = true;
-    submit(&w.tokenizers[0], 1, 3, 5);
-    expect_loss(&w, "step 1 is without a result after 0.3 s; missing of rank 1");
+    world_wait(&w, w.ranks[0].refused && w.ranks[1].refused);
+    recovery_tells(&w, "is without a result after 0.5 s; missing of rank 1");
+}
+
+static void test_launcher_first(void **state)
+{
+    struct world w;
+
+    (void)state;
+    recovery_start(&w, 30);
+    launcher_says_down(&w, 1);
+    world_wait(&w, w.ranks[0].refused && w.ranks[1].refused);
+    assert_int_equal(w.launcher.downs, 0);
+    recovery_end(&w, 2, "rank 1: killed");
+}
+
+/* Ranks of a later epoch have come before anybody said why. */
+static void test_later_epoch(void **state)
+{
+    struct world w;
+
+    (void)state;
+    recovery_start(&w, 30);
+    ranks_again(&w, 5);
+    world_wait(&w, !w.tokenizers[0].ready || w.tokenizers[0].finish[1]);
+    world_wait(&w, w.tokenizers[0].finish[1]);
+    assert_int_equal(w.tokenizers[0].wrong, 0);
+    assert_int_equal(w.tokenizers[0].tokens[1], 60);
+    (void)kill(w.child, SIGTERM);
+    assert_non_null(strstr(world_end(&w, 0), "(epoch 5)"));
+    world_free(&w);
+}
+
+/* Ranks are waited for, from the very beginning. */
+static void test_no_launcher(void **state)
+{
+    struct world w;
+    struct fake_tokenizer *t = &w.tokenizers[0];
+
+    (void)state;
+    world_new(&w);
+    world_start(&w);
+    connect_tokenizer(&w, 0);
+    world_wait(&w, t->states == 1);
+    connect_rank(&w, 0, 0);
+    world_wait(&w, w.ranks[0].peer);
+    bus_close(&w.ranks[0].bus);
+    world_wait(&w, t->states == 2); /* still not ready */
+    ranks_again(&w, 0);
+    world_wait(&w, t->ready);
+    submit(t, 1, 3, 60);
+    world_wait(&w, t->tokens[1] >= 3);
+    w.ranks[0].fail_at_step = true;
+    world_wait(&w, !t->ready);
+    ranks_again(&w, 0);
+    world_wait(&w, t->finish[1]);
+    assert_int_equal(t->wrong, 0);
+    assert_int_equal(t->tokens[1], 60);
+    (void)kill(w.child, SIGTERM);
+    assert_null(strstr(world_end(&w, 0), "ERROR"));
+    world_free(&w);
+}
+
+/* A sequence on which the ranks die each time. */
+static void test_replays(void **state)
+{
+    struct world w;
+    struct fake_tokenizer *t = &w.tokenizers[0];
+
+    (void)state;
+    world_new(&w);
+    world_ready(&w);
+    submit(t, 1, 3, 60);
+    for (uint32_t i = 0; i <= LIMIT_REPLAYS; i++) {
+        world_wait(&w, t->tokens[1] >= 3 * i + 3);
+        assert_int_equal(t->failed, 0);
+        w.ranks[1].fail_at_step = true;
+        world_wait(&w, !t->ready);
+        ranks_again(&w, 0);
+        world_wait(&w, t->ready);
+    }
+    assert_int_equal(t->failed, 1);
+    assert_int_equal(t->failed_status, 503);
+    assert_int_equal(t->failed_sid, 1);
+    assert_string_equal(t->failed_code, "replays_exhausted");
+    submit(t, 2, 3, 60);
+    world_wait(&w, t->finish[2]);
+    assert_int_equal(t->wrong, 0);
+    (void)kill(w.child, SIGTERM);
+    (void)world_end(&w, 0);
+    world_free(&w);
+}
+
+static void test_resumed(void **state)
+{
+    struct world w;
+    struct fake_tokenizer *t = &w.tokenizers[0];
+
+    (void)state;
+    world_new(&w);
+    world_ready(&w);
+    t->tokens[1] = 9;
+    t->tokens[2] = 10;
+    submit(t, 1, 3, 20);
+    submit(t, 2, 3, 10);
+    world_wait(&w, t->finish[1] && t->failed);
+    assert_int_equal(t->wrong, 0);
+    assert_int_equal(t->tokens[1], 20);
+    assert_int_equal(t->failed_sid, 2);
+    assert_int_equal(t->failed_status, 400);
+    assert_string_equal(t->failed_param, "resumed");
+    (void)kill(w.child, SIGTERM);
+    (void)world_end(&w, 0);
+    world_free(&w);
+}
+
+/* Under a launcher, what goes wrong before the first readiness ends all. */
+static void test_start_fails(void **state)
+{
+    struct world w;
+
+    (void)state;
+    world_new(&w);
+    launcher_start(&w);
+    world_start(&w);
+    connect_rank(&w, 0, 1);
+    world_wait(&w, w.ranks[0].peer);
+    bus_close(&w.ranks[0].bus);
+    expect_end(&w, "rank 0 (worker-0) is gone");
+}
+
+static void test_another_model(void **state)
+{
+    struct world w;
+
+    (void)state;
+    recovery_start(&w, 30);
+    w.ranks[0].loaded.fingerprint = w.ranks[1].loaded.fingerprint = 10;
+    launcher_says_down(&w, 1);
+    world_wait(&w, !w.tokenizers[0].ready);
+    ranks_again(&w, 2);
+    expect_end(&w, "has loaded another model or layout than rank");
 }
 
 static void test_ranks_disagree(void **state)
@@ -648,10 +934,10 @@ static void test_ranks_disagree(void **state)
     world_new(&w);
     w.ranks[1].loaded.fingerprint = 10;
     world_start(&w);
-    connect_rank(&w, 0);
+    connect_rank(&w, 0, 1);
     world_wait(&w, w.ranks[0].peer);
-    connect_rank(&w, 1);
-    expect_loss(&w, "has loaded another model or layout than rank");
+    connect_rank(&w, 1, 1);
+    expect_end(&w, "has loaded another model or layout than rank");
 }
 
 static void test_pool_too_large(void **state)
@@ -662,9 +948,9 @@ static void test_pool_too_large(void **state)
     world_new(&w);
     w.config.num_pages = 81;
     world_start(&w);
-    connect_rank(&w, 0);
-    connect_rank(&w, 1);
-    expect_loss(&w, "--num-pages 81, but rank 1 has room for 80");
+    connect_rank(&w, 0, 1);
+    connect_rank(&w, 1, 1);
+    expect_end(&w, "--num-pages 81, but rank 1 has room for 80");
 }
 
 static void test_endpoint_in_use(void **state)
@@ -675,20 +961,24 @@ static void test_endpoint_in_use(void **state)
     world_new(&w);
     w.config.worker_endpoint = w.config.scheduler_endpoint;
     world_start(&w);
-    expect_loss(&w, "in use");
+    expect_end(&w, "in use");
 }
 
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_serve),          cmocka_unit_test(test_queue_full),
-        cmocka_unit_test(test_aborts),         cmocka_unit_test(test_ranks_apart),
-        cmocka_unit_test(test_rank_failed),    cmocka_unit_test(test_rank_gone),
-        cmocka_unit_test(test_step_timeout),   cmocka_unit_test(test_ranks_disagree),
-        cmocka_unit_test(test_pool_too_large), cmocka_unit_test(test_endpoint_in_use),
+        cmocka_unit_test(test_serve),           cmocka_unit_test(test_queue_full),
+        cmocka_unit_test(test_aborts),          cmocka_unit_test(test_ranks_apart),
+        cmocka_unit_test(test_rank_failed),     cmocka_unit_test(test_rank_gone),
+        cmocka_unit_test(test_step_timeout),    cmocka_unit_test(test_launcher_first),
+        cmocka_unit_test(test_later_epoch),     cmocka_unit_test(test_no_launcher),
+        cmocka_unit_test(test_replays),         cmocka_unit_test(test_resumed),
+        cmocka_unit_test(test_start_fails),     cmocka_unit_test(test_another_model),
+        cmocka_unit_test(test_ranks_disagree),  cmocka_unit_test(test_pool_too_large),
+        cmocka_unit_test(test_endpoint_in_use),
     };
 
-    if (argc == 8 && strcmp(argv[1], "serve") == 0)
+    if (argc == 9 && strcmp(argv[1], "serve") == 0)
         return serve(argv);
     log_init("test", LOG_ERROR);
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -51,7 +51,8 @@ static void admit_as(struct scheduler *s, uint64_t id, uint32_t family, uint32_t
                                       .max_tokens = max_tokens,
                                       .logprobs = -1,
                                       .priority = priority};
-    struct scheduler_request r = {1, id, prompt, count, &sampling};
+    struct scheduler_request r = {
+        .owner = 1, .id = id, .prompt = prompt, .prompt_count = count, .sampling = &sampling};
     struct err err = {0};
 
     for (uint32_t i = 0; i < count; i++)
