@@ -47,7 +47,8 @@ int main(int argc, char **argv)
                         !options_bool(&o, OPT_DISABLE_RADIX_CACHE),
         .heartbeat_timeout_s = options_float(&o, OPT_HEARTBEAT_TIMEOUT),
         .step_timeout_s = options_float(&o, OPT_STEP_TIMEOUT),
-        .epoch = (uint64_t)options_int(&o, OPT_EPOCH),
+        .dist_timeout_s = options_float(&o, OPT_DIST_TIMEOUT),
+        .epoch = options_int(&o, OPT_EPOCH) ? (uint64_t)options_int(&o, OPT_EPOCH) : 1,
     };
     log_init(config.name, log_get_level());
     rc = check_options(&o, &err);
