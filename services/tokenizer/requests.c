@@ -170,9 +170,8 @@ static void encode_work(uv_work_t *work)
 static void encode_finish(struct request *r)
 {
     struct service *s = r->service;
-    struct proto_failed why = failure(400, r->err.msg,
-                                      r->generate.kind == PROMPT_CHAT ? "messages" : "prompt",
-                                      "invalid_value");
+    struct proto_failed why = failure(
+        400, r->err.msg, r->generate.kind == PROMPT_CHAT ? "messages" : "prompt", "invalid_value");
 
     if (r->gone) {
         request_free(&r);

@@ -1,4 +1,5 @@
-/* Tokens on their way from schedulers to gateways: each becomes a chunk of its choice, with text. */
+/* Tokens on their way from schedulers to gateways: each becomes a chunk of its choice, with text.
+ */
 #include "services/tokenizer/state.h"
 
 #include "common/log.h"
@@ -123,8 +124,7 @@ static void empty_outboxes(struct service *s)
 
 static void request_lost(struct service *s, struct request *r, const char *message)
 {
-    struct proto_failed why = {500, proto_str(message), proto_str(""),
-                               proto_str("internal_error")};
+    struct proto_failed why = {500, proto_str(message), proto_str(""), proto_str("internal_error")};
 
     request_fail(s, r, &why);
 }
