@@ -154,7 +154,6 @@ static int scratch_alloc(struct device *d, struct err *err)
     size_t gate_up = tokens * 2 * m->intermediate * 2;
     size_t arrivals = (size_t)d->num_slots * m->kv_heads * group_tiles * 4;
     const struct want wants[] = {
-        {&d->scratch, hidden > gate_up ? hidden : gate_up, "scratch"},
         {&d->partials, (size_t)2 * units_max(d) * DECODE_ROWS * (m->head_dim + 2) * sizeof(float),
          "attention parts"},
         {&d->arrivals, arrivals, "attention counters"},
@@ -162,6 +161,8 @@ static int scratch_alloc(struct device *d, struct err *err)
     int rc = allocate_all(d, wants, sizeof wants / sizeof *wants, err);
     cudaError_t cleared;
 
+    if (!rc)
+        rc = cuda_alloc_summed(d, hidden > gate_up ? hidden : gate_up, &d->scratch, "scratch", err);
     if (rc)
         return rc;
     cleared = cudaMemsetAsync(d->arrivals, 0, arrivals, d->stream);
@@ -270,6 +271,8 @@ int cuda_prepare(struct device *d, uint32_t page_size, uint32_t num_slots, uint3
     if (!rc)
         rc = sample_alloc(d, err);
     if (!rc)
+        rc = score_alloc(d, err);
+    if (!rc)
         rc = pages_alloc(d, 0, "a KV page", err);
     if (!rc)
         rc = vectors_finish(d, err);
@@ -302,6 +305,7 @@ int cuda_pool_alloc(struct device *d, uint32_t num_pages, uint32_t page_size, ui
                      : cuda_prepare(d, page_size, num_slots, tokens_max, context_max, err);
     if (rc)
         return rc;
+    replay_forget(d);
     cuda_free(d, d->kv);
     d->kv = NULL;
     d->kv_bytes = 0;

@@ -40,7 +40,7 @@ struct engine {
     struct weights weights;
     struct decoder decoder;
     struct progress progress; /* of getting ready */
-    bool tells;               /* rank 0 says how far it is */
+    bool tells;               /* rank 0, of what takes time */
     bool prepared;
     uint32_t page_size, context_length;
     uint64_t fingerprint, bytes_read;
@@ -124,6 +124,7 @@ static int open_device(struct engine *e, const struct engine_config *config, str
         .graphs_off = config->graphs_off,
         .graph_rows_max = config->graph_rows_max,
         .library_all_reduce = config->library_all_reduce,
+        .symmetric = config->symmetric,
         .p2p_check = config->p2p_check,
         .memory_fraction = config->mem_fraction,
     };
