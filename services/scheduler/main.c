@@ -14,9 +14,6 @@ static int check_options(const struct options *o, struct err *err)
     if (options_int(o, OPT_CHUNKED_PREFILL_SIZE) == 0)
         return err_set(err, ERR_INVALID, "--%s 0: it is -1 or at least 1",
                        option_name(OPT_CHUNKED_PREFILL_SIZE));
-    if (options_int(o, OPT_EPOCH) < 1)
-        return err_set(err, ERR_INVALID, "--%s 0: a scheduler's is at least 1",
-                       option_name(OPT_EPOCH));
     return 0;
 }
 

@@ -98,7 +98,7 @@ def test_ranks_that_do_not_come_in_time(tmp_path, monkeypatch, args, env):
             line = there.stderr.readline()
             assert line
         status, text = finish(process)
-        assert status == 1 and "refuses this worker" in text
+        assert status == 1 and "its rank group is over" in text
     finally:
         for p in (there, process):
             p.kill()
