@@ -39,7 +39,7 @@ static void begin_anew(struct scheduler *s, struct sequence *seq, uint32_t *fail
     seq->replays++;
     s->replays++;
     if (seq->replays <= LIMIT_REPLAYS) {
-        queue_insert(&s->queue, seq);
+        scheduler_wait(s, seq);
         return;
     }
     (void)snprintf(message, sizeof message,
@@ -60,7 +60,6 @@ uint32_t scheduler_group_lost(struct scheduler *s, const struct scheduler_failur
     HASH_ITER(hh, s->by_key, seq, next)
     {
         seq->place = (struct prefix_place){.page = PREFIX_ROOT};
-        seq->last_step = 0;
         if (seq->state != SEQUENCE_WAITING)
             begin_anew(s, seq, &count);
     }
@@ -88,7 +87,7 @@ uint32_t scheduler_group_joined(struct scheduler *s, uint32_t num_pages,
 
         if (admission_refit(&s->config, seq, &err) == 0)
             continue;
-        queue_remove(&s->queue, seq);
+        scheduler_unwait(s, seq);
         fail(s, seq, &count, "unavailable", err.msg);
     }
     *failed = s->failures;

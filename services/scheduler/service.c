@@ -63,13 +63,19 @@ void service_plan_soon(struct service *s)
 
 /* ---- tokenizers ---- */
 
+const char *service_reason(const struct service *s)
+{
+    if (s->ready)
+        return "";
+    return s->was_ready ? "recovering" : "loading";
+}
+
 static struct proto_state state_message(const struct service *s)
 {
     const struct group *g = &s->group;
 
     if (!s->ready)
-        return (struct proto_state){.reason = proto_str(s->was_ready ? "recovering" : "loading"),
-                                    .tp_size = g->size};
+        return (struct proto_state){.reason = proto_str(service_reason(s)), .tp_size = g->size};
     return (struct proto_state){
         .ready = true,
         .vocab_size = g->vocab_size,
@@ -97,6 +103,7 @@ void service_send_states(struct service *s)
 
     while ((peer = bus_next_peer(s->tokenizers, peer)))
         send_state(s, peer);
+    control_status(s);
 }
 
 static void send_failed(struct bus_peer *peer, uint64_t sid, uint32_t status, const char *message,
@@ -170,6 +177,17 @@ static void on_abort(struct service *s, struct bus_peer *peer, uint64_t sid)
     service_plan_soon(s); /* what it held may let others start */
 }
 
+static void on_pause(struct service *s, struct bus_peer *peer, uint64_t sid,
+                     const struct proto_pause *m)
+{
+    const struct client *client = bus_peer_data(peer);
+
+    if (!client || !s->core || scheduler_pause(s->core, client->owner, sid, m->paused))
+        return; /* ended already */
+    s->report.changed = true;
+    service_plan_soon(s);
+}
+
 static void on_tokenizer_up(void *ctx, struct bus_peer *peer)
 {
     struct service *s = ctx;
@@ -211,6 +229,9 @@ static void on_tokenizer_message(void *ctx, struct bus_peer *peer,
     case PROTO_ABORT:
         on_abort(s, peer, header->id);
         break;
+    case PROTO_PAUSE:
+        on_pause(s, peer, header->id, message);
+        break;
     case PROTO_FLUSH:
         if (s->core)
             scheduler_flush(s->core);
@@ -240,8 +261,10 @@ static void on_tick(uv_timer_t *timer)
     int64_t now_us = clock_mono_us();
     struct scheduler_stats now;
 
-    if (!service_failed(s))
-        ranks_check_meeting(s, now_us);
+    if (service_failed(s))
+        return;
+    control_status(s);
+    ranks_check_meeting(s, now_us);
     if (!s->was_ready || service_failed(s))
         return;
     if (s->ready)

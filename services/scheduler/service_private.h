@@ -14,6 +14,14 @@
 
 #include <uv.h>
 
+/* What the launcher was told last. */
+struct control_status {
+    uint64_t epoch; /* 0: nothing */
+    bool ready;
+    uint64_t ranks;
+    uint32_t pages_total, pages_free, running, waiting;
+};
+
 struct service {
     const struct service_config *config;
     uv_loop_t loop;
@@ -24,6 +32,7 @@ struct service {
     struct bus *workers;
     struct bus *control;       /* NULL: there is no launcher */
     struct bus_peer *launcher; /* NULL: not connected */
+    struct control_status told;
     struct bus_peer *ranks[GROUP_RANKS_MAX];
     struct group group;
     struct gather gather;
@@ -50,7 +59,10 @@ bool service_failed(const struct service *s);
  */
 void service_plan_soon(struct service *s);
 
-/* Tells the tokenizers whether there are ranks. */
+/* Why there are no ranks; "" when there are. */
+const char *service_reason(const struct service *s);
+
+/* Tells the tokenizers and the launcher whether there are ranks. */
 void service_send_states(struct service *s);
 
 /* Tells the owners of sequences that can not go on. */
@@ -77,6 +89,9 @@ void ranks_lost(struct service *s, uint64_t next);
 /* ---- control.c ---- */
 
 int control_connect(struct service *s, const struct bus_config *shared, struct err *err);
+
+/* Tells the launcher, if there is one, what has changed. */
+void control_status(struct service *s);
 
 /* Tells the launcher, if there is one, that the ranks of that epoch are lost. */
 void control_group_down(struct service *s, uint64_t epoch, const char *reason);

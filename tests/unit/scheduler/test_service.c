@@ -57,6 +57,9 @@ struct fake_launcher {
     struct bus_peer *peer;
     uint32_t downs;
     uint64_t epoch; /* of the last */
+    bool ready;
+    uint64_t ready_epoch;
+    uint32_t pages_free;
     char reason[200];
 };
 
@@ -340,6 +343,17 @@ static void launcher_message(void *ctx, struct bus_peer *peer, const struct prot
     const struct proto_group_down *down = message;
 
     (void)peer;
+    if (header->type == PROTO_STATUS) {
+        const struct proto_replica_status *status =
+            &((const struct proto_status *)message)->replica;
+
+        assert_int_equal(status->tp_size, 2);
+        assert_true(status->ready == (status->reason.len == 0));
+        l->ready = status->ready;
+        l->pages_free = status->pages_free;
+        l->ready_epoch = status->epoch;
+        return;
+    }
     assert_int_equal(header->type, PROTO_GROUP_DOWN);
     l->downs++;
     l->epoch = down->epoch;
@@ -686,6 +700,7 @@ static void recovery_start(struct world *w, double step_timeout_s)
     launcher_start(w);
     world_ready(w);
     world_wait(w, w->launcher.peer);
+    world_wait(w, w->launcher.ready && w->launcher.pages_free == 80);
     submit(t, 1, 3, 60);
     submit(t, 2, 20, 40);
     world_wait(w, t->tokens[1] >= 3 && t->tokens[2] >= 3);
@@ -725,6 +740,8 @@ static void recovery_end(struct world *w, uint64_t epoch, const char *line)
     assert_int_equal(t->tokens[3], 30);
     assert_int_equal(t->tokens[4], 0);
     world_wait(w, t->stats.value[METRIC_KV_PAGES_FREE] == 80);
+    world_wait(w, w->launcher.ready && w->launcher.ready_epoch == epoch &&
+                      w->launcher.pages_free == 80);
     (void)kill(w->child, SIGTERM);
     log = world_end(w, 0);
     assert_null(strstr(log, "ERROR"));
