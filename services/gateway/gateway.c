@@ -211,6 +211,7 @@ static void settings_read(struct gateway *gw)
     gw->created_s = clock_wall_us() / 1000000;
     gw->request_us_max = (int64_t)(options_float(o, OPT_REQUEST_TIMEOUT) * 1e6);
     gw->queued_max = (uint32_t)options_int(o, OPT_MAX_QUEUED_REQUESTS);
+    gw->recovery_queue_max = (size_t)options_int(o, OPT_RECOVERY_QUEUE);
     gw->conns_max = connections_max();
     gw->context.model = gw->model;
     gw->context.priorities = strcmp(options_str(o, OPT_SCHEDULE_POLICY), "priority") == 0;
@@ -263,6 +264,7 @@ int gateway_run(const struct options *options, struct err *err)
     int exit_code;
 
     gw->options = options;
+    TAILQ_INIT(&gw->waiting);
     gw->read_buf = mem_alloc(READ_BUF_BYTES);
     (void)uv_loop_init(&gw->loop);
     handles_init(gw);

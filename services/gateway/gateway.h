@@ -7,8 +7,10 @@
 #include "services/gateway/backend.h"
 #include "services/gateway/params.h"
 
+#include <sys/queue.h>
 #include <uv.h>
 
+struct call;
 struct conn;
 
 struct gateway {
@@ -32,13 +34,17 @@ struct gateway {
     struct conn *conns; /* list of all */
     struct conn *dirty; /* list of those with bytes to send */
     size_t conns_count, conns_max;
-    size_t bodies_bytes; /* memory of unfinished bodies */
-    size_t calls_count;  /* being answered */
-    size_t choices_open; /* of all calls */
-    uint64_t random;     /* state of gateway_random */
-    struct buf scratch;  /* one event or body while it is rendered */
-    char *read_buf;      /* shared by all connections: each read is consumed at once */
-    bool announced;      /* "ready" was said once */
+    size_t bodies_bytes;        /* memory of unfinished bodies */
+    size_t calls_count;         /* being answered */
+    size_t choices_open;        /* of all calls */
+    size_t kept_bytes;          /* of the messages of all calls */
+    TAILQ_HEAD(, call) waiting; /* calls with parts that wait for a tokenizer, oldest first */
+    size_t queued_count;        /* new ones among them */
+    size_t recovery_queue_max;
+    uint64_t random;    /* state of gateway_random */
+    struct buf scratch; /* one event or body while it is rendered */
+    char *read_buf;     /* shared by all connections: each read is consumed at once */
+    bool announced;     /* "ready" was said once */
     bool stopping;
     int exit_code;
 };
