@@ -39,8 +39,8 @@ struct gateway {
     struct buf scratch;  /* one event or body while it is rendered */
     char *read_buf;      /* shared by all connections: each read is consumed at once */
     bool announced;      /* "ready" was said once */
-    bool draining; /* nobody new is let in; calls that run are finished */
     bool stopping;
+    bool draining; /* nobody new is let in; calls that run are finished */
     int64_t drain_until_us;
     int exit_code;
 };
