@@ -98,9 +98,13 @@ void log_follow_sighup(void)
 {
     struct sigaction action = {.sa_sigaction = on_hup, .sa_flags = SA_SIGINFO | SA_RESTART};
     struct sigaction old;
+    sigset_t hup;
 
     if (sigaction(SIGHUP, NULL, &old) == 0 && old.sa_handler != SIG_IGN) /* nohup stays nohup */
         (void)sigaction(SIGHUP, &action, NULL);
+    (void)sigemptyset(&hup);
+    (void)sigaddset(&hup, SIGHUP);
+    (void)sigprocmask(SIG_UNBLOCK, &hup, NULL); /* the launcher's children begin with it blocked */
 }
 
 static void log_write(char *line, size_t from, int n)

@@ -5,7 +5,7 @@ import pty
 import signal
 import subprocess
 
-from conftest import BIN, PATIENCE, free_port
+from conftest import BIN, PATIENCE, Server, free_port
 from test_http import until
 
 
@@ -45,3 +45,24 @@ def test_a_terminal_that_hangs_up_ends_the_process(tmp_path):
     os.close(theirs)
     os.close(ours)
     assert process.wait(10 * PATIENCE) == -signal.SIGHUP
+
+
+def test_the_whole_node():
+    """Through the launcher; and who starts later has the level of the others."""
+    with Server() as s:
+        until(lambda: "curl http" in s.log(), what="the launcher's own look")
+        names = {"gateway-0", "tokenizer-0", "scheduler-0", "worker-0", "worker-1"}
+        heard = lambda level: {n for n in names if f"\n{n}: log level {level}\n" in s.log()}
+        s.process.send_signal(signal.SIGHUP)
+        until(lambda: heard("debug") == names)
+        assert "\nphalanx: log level debug\n" in s.log()
+        pid = next(p for p in s.pids()
+                   if b"--name=tokenizer-0" in open(f"/proc/{p}/cmdline", "rb").read())
+        os.kill(pid, signal.SIGKILL)
+        until(lambda: s.log().count('"tokenizer loaded"') == 2)
+        again = next(p for p in s.pids()
+                     if b"--name=tokenizer-0" in open(f"/proc/{p}/cmdline", "rb").read())
+        assert again != pid and b"--log-level=debug" in open(f"/proc/{again}/cmdline", "rb").read()
+        s.process.send_signal(signal.SIGHUP)
+        until(lambda: heard("info") == names)
+        assert s.stop() == 0
