@@ -15,7 +15,7 @@
  * --seconds: where a stream ends, the next one begins, for so long. How each of them ended is
  * counted by a label: "ok", "refused" (503 before anything else), "wrong", "dropped" (the
  * connection ended in mid-answer), "unanswered" (before it), "unreachable", "error CODE", "hung".
- * Ends that are neither ok nor refused nor unreachable, and gaps over 250 ms, are JSON lines
+ * Ends that are neither ok nor refused nor unreachable, and gaps over 100 ms, are JSON lines
  * {"event": ...}; t is CLOCK_MONOTONIC in s.
  *
  * Prints one JSON object at the end: counts, time to first token, gaps between a stream's tokens.
@@ -42,7 +42,7 @@
 #define EOS_MAX 64
 #define BUCKETS 20000 /* of 1 ms; the last takes what is longer */
 #define LABELS_MAX 32
-#define GAP_TOLD_US 250000
+#define GAP_TOLD_US 100000
 #define RETRY_US 50000
 #define HANG_US 60000000 /* without a token */
 
