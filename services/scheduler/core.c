@@ -199,12 +199,34 @@ int scheduler_admit(struct scheduler *s, const struct scheduler_request *request
     /* Those for which a slot is free do not count: they start with the next step. */
     if (s->queue.count >= (uint64_t)s->config.queued_max + s->slots_count)
         return err_set(err, ERR_BUSY, "the queue is full (%u sequences wait)", s->queue.count);
+    if (s->parked_count >= s->config.queued_max)
+        return err_set(err, ERR_BUSY, "%u sequences wait for their readers", s->parked_count);
     seq = sequence_new(request, &resolved, now_us);
     HASH_ADD(hh, s->by_key, key, sizeof seq->key, seq);
     seq->arrival = ++s->arrivals;
     seq->priority = s->policy->priorities ? resolved.priority : 0;
     queue_insert(&s->queue, seq);
     return 0;
+}
+
+void scheduler_wait(struct scheduler *s, struct sequence *seq)
+{
+    if (!seq->paused) {
+        queue_insert(&s->queue, seq);
+        return;
+    }
+    DL_APPEND(s->parked, seq);
+    s->parked_count++;
+}
+
+void scheduler_unwait(struct scheduler *s, struct sequence *seq)
+{
+    if (!seq->paused) {
+        queue_remove(&s->queue, seq);
+        return;
+    }
+    DL_DELETE(s->parked, seq);
+    s->parked_count--;
 }
 
 void scheduler_release(struct scheduler *s, struct sequence *seq)
@@ -221,7 +243,7 @@ void scheduler_release(struct scheduler *s, struct sequence *seq)
     }
     s->retracted--;
     sequence_stop(seq);
-    queue_insert(&s->queue, seq);
+    scheduler_wait(s, seq);
 }
 
 static void batch_remove(struct scheduler *s, struct sequence *seq)
@@ -261,9 +283,23 @@ static void sequence_abort(struct scheduler *s, struct sequence *seq)
         scheduler_end(s, seq);
         return;
     }
-    queue_remove(&s->queue, seq);
+    scheduler_unwait(s, seq);
     HASH_DEL(s->by_key, seq);
     sequence_free(&seq);
+}
+
+int scheduler_pause(struct scheduler *s, uint64_t owner, uint64_t id, bool paused)
+{
+    struct sequence *seq = sequence_find(s, owner, id);
+
+    if (!seq)
+        return ERR_NOT_FOUND;
+    if (seq->state == SEQUENCE_WAITING)
+        scheduler_unwait(s, seq);
+    seq->paused = paused;
+    if (seq->state == SEQUENCE_WAITING)
+        scheduler_wait(s, seq);
+    return 0;
 }
 
 int scheduler_abort(struct scheduler *s, uint64_t owner, uint64_t id)
@@ -300,7 +336,7 @@ void scheduler_flush(struct scheduler *s)
 void scheduler_stats(const struct scheduler *s, struct scheduler_stats *out)
 {
     *out = (struct scheduler_stats){
-        .waiting = s->queue.count + s->retracted,
+        .waiting = s->queue.count + s->retracted + s->parked_count,
         .running = s->running,
         .slots_free = s->slots_count,
         .steps_in_flight = (uint32_t)(s->planned - s->applied),

@@ -119,12 +119,20 @@ void scheduler_free(struct scheduler **self);
 /* Most tokens that the rows of one step add up to. */
 uint32_t scheduler_tokens_max(const struct scheduler *s);
 
-/* Puts a sequence into the queue, also while there is no group. ERR_BUSY: the queue is full.
+/* Puts a sequence into the queue, also while there is no group. ERR_BUSY: the queue is full, or as
+ * many again are paused.
  * ERR_PEER: it was begun anew too often (LIMIT_REPLAYS). ERR_INVALID, ERR_LIMIT: it can not run
  * here, or `resumed` has all tokens that it may get; refusal (may be NULL) says which field, err
  * the value and the limit. */
 int scheduler_admit(struct scheduler *s, const struct scheduler_request *request, int64_t now_us,
                     struct scheduler_refusal *refusal, struct err *err);
+
+/* Pauses a sequence, or lets it go on; both may come twice. While paused it gets no row but for
+ * what is left of its prompt; what is in flight still comes. It keeps slot and pages as long as
+ * nobody needs them: a sequence that waits, or the next rows of others, take them from it before
+ * from anybody else, and it goes on later as after a retraction. Without a slot it waits apart from
+ * the queue, so that it holds up nobody. ERR_NOT_FOUND: there is none. */
+int scheduler_pause(struct scheduler *s, uint64_t owner, uint64_t id, bool paused);
 
 /* Ends a sequence, in whatever state; no output for it follows. ERR_NOT_FOUND: there is none. */
 int scheduler_abort(struct scheduler *s, uint64_t owner, uint64_t id);

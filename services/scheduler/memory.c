@@ -66,7 +66,8 @@ static uint64_t list_reserved(const struct scheduler *s, const struct sequence *
     uint64_t pages = 0;
 
     for (const struct sequence *seq = list; seq; seq = seq->next) {
-        uint32_t expected = pages_for(s, tokens_expected(s, seq));
+        uint64_t tokens = seq->paused ? sequence_known(seq) : tokens_expected(s, seq);
+        uint32_t expected = pages_for(s, tokens);
 
         if (expected > seq->pages_count)
             pages += expected - seq->pages_count;
@@ -128,14 +129,16 @@ static const struct sequence *first_running(const struct scheduler *s)
 
     for (int i = 0; i < 2; i++)
         for (const struct sequence *seq = lists[i]; seq; seq = seq->next)
-            if (!first || sequence_before(seq, first))
+            if (!seq->paused && (!first || sequence_before(seq, first)))
                 first = seq;
     return first;
 }
 
-/* Little to lose, then late to come. */
+/* Nobody waits for its tokens, then little to lose, then late to come. */
 static bool cheaper(const struct sequence *a, const struct sequence *b)
 {
+    if (a->paused != b->paused)
+        return a->paused;
     if (a->priority != b->priority)
         return a->priority < b->priority;
     if (a->generated != b->generated)
@@ -173,13 +176,24 @@ static void ratio_raise(struct scheduler *s)
         s->new_token_ratio = at_most_one(generated / most);
 }
 
+bool memory_retract_paused(struct scheduler *s)
+{
+    struct sequence *seq = cheapest_running(s);
+
+    if (!seq || !seq->paused)
+        return false;
+    scheduler_retract(s, seq);
+    return true;
+}
+
 bool memory_retract(struct scheduler *s)
 {
     struct sequence *seq = cheapest_running(s);
 
     if (!seq)
         return false;
-    ratio_raise(s);
+    if (!seq->paused) /* else nothing was estimated wrongly */
+        ratio_raise(s);
     scheduler_retract(s, seq);
     return true;
 }

@@ -7,10 +7,14 @@
  * the batch and wait again, in front, with the tokens that they have; most of what they had
  * computed is still in the prefix tree when they come back.
  *
- * Nothing starves: the first of the running sequences (sequence_before) is never retracted, and
- * alone it always fits (admission.h). And nothing gets stuck: what a sequence knows when it starts
- * is in the estimate as a whole, so that the prompts that run fit together; only sequences that
- * decode outgrow it, and they have a row in each step or make others give way. */
+ * Those that are paused give way before all others, to sequences that wait, too, and are not
+ * expected to grow.
+ *
+ * Nothing starves: the first of the running sequences that are not paused (sequence_before) is
+ * never retracted, and alone it always fits (admission.h). And nothing gets stuck: what a sequence
+ * knows when it starts is in the estimate as a whole, so that the prompts that run fit together;
+ * only sequences that decode outgrow it, and they have a row in each step or make others give way.
+ */
 #ifndef PHALANX_SCHEDULER_MEMORY_H
 #define PHALANX_SCHEDULER_MEMORY_H
 
@@ -48,6 +52,9 @@ void memory_make_room(struct scheduler *s);
 
 /* Retracts the cheapest of the running sequences; false when there is none that may be. */
 bool memory_retract(struct scheduler *s);
+
+/* Retracts the cheapest of those that are paused; false: there is none. */
+bool memory_retract_paused(struct scheduler *s);
 
 /* Retracts one whose priority is more than the threshold below seq's; false: there is none. */
 bool memory_preempt(struct scheduler *s, const struct sequence *seq);

@@ -226,6 +226,8 @@ static void plan_start(struct scheduler *s, struct step *step, uint32_t *left, i
     struct sequence *seq, *skipped = NULL, *next;
     uint64_t opened = 0;
 
+    if (*left && !s->slots_count && s->queue.count && !s->retracted)
+        (void)memory_retract_paused(s);
     while (*left && (s->slots_count || s->policy->priorities) &&
            (seq = s->policy->next(&s->queue, &s->tree))) {
         struct prefix_place place;
@@ -242,6 +244,8 @@ static void plan_start(struct scheduler *s, struct step *step, uint32_t *left, i
         if (m->opened_count && opened > LIMIT_PROMPT_IDS)
             break; /* bounds the STEP message, of which cached tokens are a part too */
         starts = s->slots_count && start_fits(s, seq, *left, &place);
+        while (!starts && !s->retracted && memory_retract_paused(s))
+            starts = s->slots_count && start_fits(s, seq, *left, &place);
         if (!starts && s->policy->priorities && !s->retracted && memory_preempt(s, seq))
             starts = s->slots_count && start_fits(s, seq, *left, &place);
         if (!starts)
@@ -264,7 +268,8 @@ static void plan_rows(struct scheduler *s, struct step *step, int64_t now_us)
     if (left > s->prefill_tokens_max)
         left = s->prefill_tokens_max;
     while (s->prefill && left && !stuck) /* a prompt that is not done leaves nothing */
-        stuck = !plan_chunk(s, step, s->prefill, &left);
+        stuck = !plan_chunk(s, step, s->prefill, &left) &&
+                (!left || s->retracted || !memory_retract_paused(s));
     if (!stuck)
         plan_start(s, step, &left, now_us);
 }

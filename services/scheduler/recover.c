@@ -39,7 +39,7 @@ static void begin_anew(struct scheduler *s, struct sequence *seq, uint32_t *fail
     seq->replays++;
     s->replays++;
     if (seq->replays <= LIMIT_REPLAYS) {
-        queue_insert(&s->queue, seq);
+        scheduler_wait(s, seq);
         return;
     }
     (void)snprintf(message, sizeof message,
@@ -88,7 +88,7 @@ uint32_t scheduler_group_joined(struct scheduler *s, uint32_t num_pages,
 
         if (admission_refit(&s->config, seq, &err) == 0)
             continue;
-        queue_remove(&s->queue, seq);
+        scheduler_unwait(s, seq);
         fail(s, seq, &count, "unavailable", err.msg);
     }
     *failed = s->failures;

@@ -95,6 +95,8 @@ uint32_t sequence_pending(const struct sequence *seq)
 {
     if (seq->planned >= seq->sampling.max_tokens)
         return 0;
+    if (seq->paused && seq->state == SEQUENCE_DECODE)
+        return 0;
     return seq->prompt_count + seq->planned - seq->computed;
 }
 

@@ -10,10 +10,10 @@
 #include <uthash.h>
 
 enum sequence_state {
-    SEQUENCE_WAITING, /* in the queue: no slot, no pages */
+    SEQUENCE_WAITING, /* in the queue, or parked: no slot, no pages */
     SEQUENCE_PREFILL, /* a part of its known tokens is not planned yet */
     SEQUENCE_DECODE,
-    SEQUENCE_RETRACTED, /* to the queue again, as soon as no step in flight has a row of it */
+    SEQUENCE_RETRACTED, /* waits again, as soon as no step in flight has a row of it */
     SEQUENCE_ENDED,     /* kept until no step in flight has a row of it */
 };
 
@@ -45,6 +45,7 @@ struct sequence {
     struct prefix_place place;      /* how far the tree knew its tokens when last asked */
     struct proto_sampling sampling; /* arrays owned */
     bool max_asked;                 /* else max_tokens is what fits */
+    bool paused;
     int64_t arrived_us;
     uint64_t arrival;     /* counts sequences */
     int64_t priority;     /* 0 where the policy has none */
@@ -70,7 +71,8 @@ uint32_t sequence_known(const struct sequence *seq);
 /* Positions whose log probabilities are wanted end before this one. */
 uint32_t sequence_scores_end(const struct sequence *seq);
 
-/* Tokens that can be planned now: known or about to be chosen, and not computed. */
+/* Tokens that can be planned now: known or about to be chosen, and not computed. None of one that
+ * decodes and is paused. */
 uint32_t sequence_pending(const struct sequence *seq);
 
 /* Appends a chosen token and says whether the sequence ends with it. */

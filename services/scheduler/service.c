@@ -170,6 +170,17 @@ static void on_abort(struct service *s, struct bus_peer *peer, uint64_t sid)
     service_plan_soon(s); /* what it held may let others start */
 }
 
+static void on_pause(struct service *s, struct bus_peer *peer, uint64_t sid,
+                     const struct proto_pause *m)
+{
+    const struct client *client = bus_peer_data(peer);
+
+    if (!client || !s->core || scheduler_pause(s->core, client->owner, sid, m->paused))
+        return; /* ended already */
+    s->report.changed = true;
+    service_plan_soon(s);
+}
+
 static void on_tokenizer_up(void *ctx, struct bus_peer *peer)
 {
     struct service *s = ctx;
@@ -210,6 +221,9 @@ static void on_tokenizer_message(void *ctx, struct bus_peer *peer,
         break;
     case PROTO_ABORT:
         on_abort(s, peer, header->id);
+        break;
+    case PROTO_PAUSE:
+        on_pause(s, peer, header->id, message);
         break;
     case PROTO_FLUSH:
         if (s->core)

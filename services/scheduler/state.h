@@ -24,6 +24,8 @@ struct scheduler {
     struct sequence *by_key;  /* all that have not ended */
     struct sequence *prefill; /* in the order in which they started */
     struct sequence *decode;
+    struct sequence *parked; /* waiting and paused: not in the queue */
+    uint32_t parked_count;
     uint32_t running;       /* in either of the two */
     uint32_t retracted;     /* in none: they wait for the steps that have a row of them */
     uint64_t arrivals;      /* sequences that ever came */
@@ -73,6 +75,10 @@ void scheduler_end(struct scheduler *s, struct sequence *seq);
 
 /* Takes a running sequence out of the batch; it waits then, in front. */
 void scheduler_retract(struct scheduler *s, struct sequence *seq);
+
+/* Puts a sequence that waits where it belongs, and takes it from there. */
+void scheduler_wait(struct scheduler *s, struct sequence *seq);
+void scheduler_unwait(struct scheduler *s, struct sequence *seq);
 
 /* Takes back what an ended or retracted sequence holds, if no step in flight has a row of it. */
 void scheduler_release(struct scheduler *s, struct sequence *seq);

@@ -46,7 +46,7 @@ def streams(server, count, tokens, *args, check=True):
         timeout=60 * PATIENCE)
     report = json.loads(done.stdout)
     if check:
-        assert done.returncode == 0
+        assert done.returncode == 0, report
         assert (report["wrong"], report["lost"], report["failed"]) == (0, 0, 0), report
         assert report["tokens"] == count * tokens
     return report

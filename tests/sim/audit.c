@@ -75,20 +75,23 @@ void audit(struct sim *m)
     const struct scheduler *s = m->core;
     struct count c = {{0}, {false}, 0, 0};
     const struct sequence *seq;
-    uint32_t queued = 0;
+    uint32_t queued = 0, parked = 0;
 
     for (seq = s->by_key; seq; seq = seq->hh.next)
         count_sequence(m, &c, seq);
     count_retiring(m, &c);
     count_pages(m, &c);
     for (seq = s->queue.list; seq; seq = seq->next) {
-        CHECK(m, seq->state == SEQUENCE_WAITING && ++queued <= s->queue.count);
+        CHECK(m, seq->state == SEQUENCE_WAITING && !seq->paused && ++queued <= s->queue.count);
         CHECK(m, !seq->next || sequence_before(seq, seq->next));
     }
     CHECK(m, queued == s->queue.count);
+    for (seq = s->parked; seq; seq = seq->next)
+        CHECK(m, seq->state == SEQUENCE_WAITING && seq->paused && ++parked <= s->parked_count);
+    CHECK(m, parked == s->parked_count);
     CHECK(m, c.resting == s->pages_resting);
     CHECK(m, c.slots + s->slots_count == s->config.slots_max);
-    CHECK(m, s->queue.count <= s->config.queued_max + 2 * s->config.slots_max);
+    CHECK(m, queued + parked <= 2 * (s->config.queued_max + s->config.slots_max));
     CHECK(m, s->new_token_ratio >= 0 && s->new_token_ratio <= 1);
 }
 
@@ -121,7 +124,7 @@ uint64_t audit_first(const struct sim *m)
 
     for (int i = 0; i < 2; i++)
         for (const struct sequence *seq = lists[i]; seq; seq = seq->next)
-            if (!first || seq->arrival < first->arrival)
+            if (!seq->paused && (!first || seq->arrival < first->arrival))
                 first = seq;
     return first ? first->key.id : UINT64_MAX;
 }
@@ -132,7 +135,7 @@ static void order_check(const struct sim *m, const struct sequence *opened)
     for (const struct sequence *seq = m->core->by_key; seq; seq = seq->hh.next) {
         struct prefix_place place = seq->place;
 
-        if (seq->state != SEQUENCE_WAITING || seq->arrival > opened->arrival)
+        if (seq->state != SEQUENCE_WAITING || seq->paused || seq->arrival > opened->arrival)
             continue;
         prefix_climb_ready(&m->core->tree, m->core->planned, &place);
         CHECK(m, place.depth < seq->place.depth);
@@ -150,6 +153,19 @@ void audit_plan(struct sim *m, const struct proto_step *step, uint64_t first)
         return;
     for (uint32_t i = 0; i < step->opened_count; i++)
         order_check(m, find(m, (uint32_t)step->opened[i].sampling.seed));
+}
+
+uint32_t audit_parked(const struct sim *m)
+{
+    return m->core->parked_count;
+}
+
+bool audit_all_paused(const struct sim *m)
+{
+    for (const struct sequence *seq = m->core->by_key; seq; seq = seq->hh.next)
+        if (!m->requests[seq->key.id].paused)
+            return false;
+    return true;
 }
 
 bool audit_has_slot(const struct sim *m, uint32_t request)

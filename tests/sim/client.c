@@ -137,6 +137,31 @@ void client_abort(struct sim *m)
         r->state = ABORTED;
 }
 
+static void reader_set(struct sim *m, struct request *r, bool behind)
+{
+    struct letter letter = {
+        .kind = LETTER_PAUSE, .request = (uint32_t)(r - m->requests), .paused = behind};
+
+    r->behind = behind;
+    link_send(m, &m->to_core[r->owner], &letter);
+    m->pauses += behind;
+}
+
+void client_pause(struct sim *m)
+{
+    struct request *r = &m->requests[sim_draw(m, REQUESTS)];
+
+    if (r->state == SENT || (r->state == ENDED && sim_draw(m, 4) == 0)) /* they have crossed */
+        reader_set(m, r, sim_draw(m, 8) ? !r->behind : r->behind);
+}
+
+void client_resume(struct sim *m)
+{
+    for (uint32_t i = 0; i < m->requests_count; i++)
+        if (m->requests[i].state == SENT && m->requests[i].behind)
+            reader_set(m, &m->requests[i], false);
+}
+
 void client_take(struct sim *m, uint32_t owner, const struct letter *letter)
 {
     struct request *r = &m->requests[letter->request];

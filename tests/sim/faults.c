@@ -19,7 +19,7 @@ static void ranks_start(struct sim *m)
 /* What was in flight comes again: from its first token on, or from where the client is. */
 static void request_again(struct sim *m, struct request *r)
 {
-    r->admitted = r->started = false;
+    r->admitted = r->started = r->behind = false;
     if (r->state != SENT && r->state != REFUSED)
         return;
     if (sim_draw(m, 4) == 0)

@@ -75,7 +75,8 @@ static void on_submit(struct sim *m, uint32_t owner, struct letter *letter)
     scheduler_stats(m->core, &after);
     CHECK(m, after.waiting == before.waiting + (rc == 0));
     if (rc == ERR_BUSY) {
-        CHECK(m, before.waiting >= m->config.queued_max + before.slots_free);
+        CHECK(m, before.waiting >= m->config.queued_max + before.slots_free ||
+                     audit_parked(m) >= m->config.queued_max);
         letter->kind = LETTER_BUSY;
     } else if (rc) {
         CHECK(m, r->max_tokens == 0 || (rc == ERR_PEER && letter->replays > LIMIT_REPLAYS));
@@ -83,6 +84,7 @@ static void on_submit(struct sim *m, uint32_t owner, struct letter *letter)
     } else {
         CHECK(m, r->max_tokens > 0 && !r->admitted && letter->replays <= LIMIT_REPLAYS);
         r->admitted = true;
+        r->paused = false;
         r->admissions++;
         r->resumed = r->applied = letter->resumed;
         r->replays_core = letter->replays;
@@ -104,6 +106,12 @@ static void event_to_core(struct sim *m, uint32_t owner)
         return;
     }
     r = &m->requests[letter.request];
+    if (letter.kind == LETTER_PAUSE) {
+        CHECK(m, scheduler_pause(m->core, m->owner_ids[owner], letter.request, letter.paused) ==
+                     (r->admitted ? 0 : ERR_NOT_FOUND));
+        r->paused = letter.paused;
+        return;
+    }
     CHECK(m, scheduler_abort(m->core, m->owner_ids[owner], letter.request) ==
                  (r->admitted ? 0 : ERR_NOT_FOUND));
     r->admitted = false;
@@ -122,12 +130,10 @@ static void event_plan(struct sim *m)
     uint64_t first = audit_first(m);
     const struct scheduler_step *step = scheduler_plan(m->core, m->now_us);
     struct letter letter = {.kind = LETTER_STEP};
-    struct scheduler_stats stats;
 
     if (!step) {
-        scheduler_stats(m->core, &stats);
         if (m->planned == m->applied && !m->lost) /* nothing waits for nothing */
-            CHECK(m, stats.running == 0 && stats.waiting == 0);
+            CHECK(m, audit_all_paused(m));
         return;
     }
     CHECK(m, !m->lost && m->planned - m->applied < m->config.steps_in_flight_max);
@@ -211,11 +217,13 @@ static void event(struct sim *m)
         group_lost(m);
     else if (kind < 190)
         group_joined(m);
-    else if (kind < 212)
+    else if (kind < 215)
+        client_pause(m);
+    else if (kind < 237)
         event_resend(m);
-    else if (kind < 300)
+    else if (kind < 340)
         event_to_core(m, owner);
-    else if (kind < 400)
+    else if (kind < 430)
         event_to_client(m, owner);
     else if (kind < 600)
         event_plan(m);
@@ -235,6 +243,7 @@ static void drain(struct sim *m)
         }
         event_resend(m);
         group_joined(m);
+        client_resume(m);
         event_plan(m);
         event_compute(m);
         event_apply(m);
@@ -287,16 +296,18 @@ int main(int argc, char **argv)
         history(m, seed);
     printf("%llu histories, 0 violations: %llu steps, %llu tokens, %llu cached, %llu preemptions, "
            "%llu stalled rows, %llu restarts, %llu losses of the ranks, %llu resumed, %llu failed, "
+           "%llu pauses, "
            "%llu messages lost, %llu repeated\n",
            (unsigned long long)count, (unsigned long long)m->steps, (unsigned long long)m->tokens,
            (unsigned long long)m->hits, (unsigned long long)m->preemptions,
            (unsigned long long)m->stalls, (unsigned long long)m->restarts,
            (unsigned long long)m->losses, (unsigned long long)m->resumed,
-           (unsigned long long)m->failed, (unsigned long long)m->dropped,
-           (unsigned long long)m->repeated);
+           (unsigned long long)m->failed, (unsigned long long)m->pauses,
+           (unsigned long long)m->dropped, (unsigned long long)m->repeated);
     /* Histories are only worth something when they get somewhere. */
-    idle = count >= 1000 && (m->steps < count * 50 || m->preemptions < count / 2 || !m->hits ||
-                             m->losses < count || m->resumed < count / 4 || !m->failed);
+    idle = count >= 1000 &&
+           (m->steps < count * 50 || m->preemptions < count / 2 || !m->hits || m->losses < count ||
+            m->resumed < count / 4 || !m->failed || m->pauses < count);
     free(m);
     return idle;
 }

@@ -36,6 +36,7 @@ struct letter {
     struct proto_token token;
     uint64_t step;
     uint32_t resumed, replays; /* of a SUBMIT */
+    bool paused;               /* of a PAUSE */
 };
 
 struct link {
@@ -65,8 +66,9 @@ struct request {
     struct proto_sampling sampling; /* as asked; the seed says which request it is */
     uint32_t stop_id;
     uint32_t replays; /* how often the client has begun it anew */
+    bool behind;      /* its reader; the core has been told */
     /* at the scheduler */
-    bool admitted;
+    bool admitted, paused;
     uint32_t admissions;
     uint32_t max_tokens;   /* as the core must resolve it; 0: it has to refuse */
     uint32_t applied;      /* tokens that it has had or given out */
@@ -140,7 +142,7 @@ struct sim {
     bool lost; /* there are no ranks */
     /* totals of all histories */
     uint64_t steps, tokens, hits, preemptions, restarts, losses, resumed, failed, dropped, repeated,
-        stalls;
+        stalls, pauses;
 };
 
 _Noreturn void sim_fail(const struct sim *m, const char *file, int line, const char *what);
@@ -159,10 +161,22 @@ void link_send(struct sim *m, struct link *l, const struct letter *letter);
 /* Something happens on the wire; true: *out has arrived. */
 bool link_turn(struct sim *m, struct link *l, struct letter *out);
 
-enum { LETTER_SUBMIT, LETTER_ABORT, LETTER_TOKEN, LETTER_BUSY, LETTER_FAILED, LETTER_STEP };
+enum {
+    LETTER_SUBMIT,
+    LETTER_ABORT,
+    LETTER_TOKEN,
+    LETTER_BUSY,
+    LETTER_FAILED,
+    LETTER_STEP,
+    LETTER_PAUSE
+};
 
 void client_request(struct sim *m);
 void client_abort(struct sim *m);
+/* The reader of some request falls behind, or catches up. */
+void client_pause(struct sim *m);
+/* All readers catch up. */
+void client_resume(struct sim *m);
 void client_send(struct sim *m, struct request *r);
 void client_take(struct sim *m, uint32_t owner, const struct letter *letter);
 bool client_waits(const struct sim *m);
@@ -185,6 +199,9 @@ void audit_idle(struct sim *m);
 /* The running request that came first: it must never give way. UINT64_MAX: none runs. */
 uint64_t audit_first(const struct sim *m);
 void audit_plan(struct sim *m, const struct proto_step *step, uint64_t first);
+uint32_t audit_parked(const struct sim *m);
+/* Everything that has not ended is paused. */
+bool audit_all_paused(const struct sim *m);
 bool audit_has_slot(const struct sim *m, uint32_t request);
 bool audit_decodes(const struct sim *m, uint32_t request);
 uint32_t audit_available(const struct sim *m);

@@ -95,6 +95,7 @@ static void planned_row(struct sim *m, const struct proto_row *row, uint64_t ste
     }
     CHECK(m, row->start == slot->computed && end <= slot->known);
     CHECK(m, row->sample == (end == slot->known));
+    CHECK(m, !r->paused || row->start < slot->known_open);
     CHECK(m, slot->pages_count == (end - 1) / page_size + 1);
     CHECK(m, slot->known - r->prompt_count < r->max_tokens);
     for (uint32_t i = row->start / page_size; i < slot->pages_count; i++)
@@ -111,8 +112,8 @@ static void decoding_mark(struct sim *m)
         struct planned *s = &m->slots[i];
         const struct request *r = &m->requests[s->request];
 
-        s->decoding = slot_is(s, s->request, r) && r->admitted && s->known > s->known_open &&
-                      s->known - r->prompt_count < r->max_tokens;
+        s->decoding = slot_is(s, s->request, r) && r->admitted && !r->paused &&
+                      s->known > s->known_open && s->known - r->prompt_count < r->max_tokens;
     }
 }
 
