@@ -742,6 +742,25 @@ def test_replays_are_bounded():
         assert len(text.split()) > 4 and text == "".join(f"t{i} " for i in range(len(text.split())))
 
 
+def test_kept_requests_are_bounded():
+    """Requests are kept until they are over: 512 MiB of them at most."""
+    body = json.dumps({"prompt": "@hang" + "x" * (8 * 2**20 - 1024), "max_tokens": 1}).encode()
+    head = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body)
+    with Gateway() as g:
+        clients = []
+        for i in range(64):
+            clients.append(g.connect())
+            clients[-1].sendall(head + body)
+            until(lambda: len(g.seen("GENERATE")) == i + 1)
+        refused = g.http.post("/v1/completions", content=body, headers=JSON)
+        assert refused.status_code == 429 and "more than 536870912 bytes" in refused.text
+        for s in clients:
+            s.close()
+        until(lambda: g.metric("requests_in_flight") == 0)
+        small = body.replace(b"@hang", b"@fine")
+        assert g.http.post("/v1/completions", content=small, headers=JSON).status_code == 200
+
+
 def test_recovery_queue():
     with Gateway("--recovery-queue", "2", "--request-timeout", "3") as g:
         g.fake.send_signal(signal.SIGUSR1)
