@@ -267,6 +267,29 @@ void option_variable(enum option id, char *text, size_t size)
     text[used] = '\0';
 }
 
+/* Variables that others have made usual: what none of ours says, they may. */
+static const struct {
+    enum option id;
+    const char *name;
+} usual_variables[] = {
+    {OPT_DIST_TIMEOUT, "NCCL_TIMEOUT"},
+    {OPT_DIST_INTERFACE, "GLOO_SOCKET_IFNAME"},
+    {OPT_DIST_INTERFACE, "NCCL_SOCKET_IFNAME"},
+};
+
+static int options_read_usual(struct options *o, struct err *err)
+{
+    for (size_t i = 0; i < sizeof usual_variables / sizeof *usual_variables; i++) {
+        const enum option id = usual_variables[i].id;
+        const char *text = getenv(usual_variables[i].name);
+
+        if (option_taken_by(id, o->who) && !o->set[id] && text && *text &&
+            options_set(o, id, text, err))
+            return err_prefix(err, "%s", usual_variables[i].name);
+    }
+    return 0;
+}
+
 /* PHALANX_<NAME> of every option that can come from the environment. */
 static int options_read_env(struct options *o, struct err *err)
 {
@@ -281,7 +304,7 @@ static int options_read_env(struct options *o, struct err *err)
         if (text && *text && options_set(o, (enum option)i, text, err))
             return err_prefix(err, "%s", name);
     }
-    return 0;
+    return options_read_usual(o, err);
 }
 
 /* One flag without its value: which option, and whether it began with --no-. */

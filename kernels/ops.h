@@ -22,7 +22,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define OPS_ABI 4
+#define OPS_ABI 5
 
 enum dtype { DTYPE_F32, DTYPE_BF16, DTYPE_F16, DTYPES };
 static inline size_t dtype_size(enum dtype t)
@@ -31,6 +31,7 @@ static inline size_t dtype_size(enum dtype t)
 }
 
 struct device; /* one rank's device: memory, streams, communicator, slots */
+struct comm_meet;
 struct weight; /* a matrix or vector in the backend's own layout */
 struct act;    /* an activation buffer of (tokens_max, width) */
 
@@ -54,8 +55,8 @@ struct ops_model {
 struct ops_config {
     uint32_t rank, tp_size;
     uint32_t device_index;
-    const char *comm_store;     /* folder where the ranks of this group and epoch meet */
-    const char *comm_interface; /* network interface; NULL or "": the backend's choice */
+    const struct comm_meet *comm_meet; /* how the ranks of this group meet; NULL for one rank */
+    const char *comm_interface;        /* network interface; NULL or "": the backend's choice */
     double comm_timeout_s;
     uint64_t memory_max; /* bytes for weights and KV; 0: the backend's default */
     /* Share of the device's memory for weights and KV; 0: the backend's default. Ignored where the

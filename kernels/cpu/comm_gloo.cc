@@ -6,13 +6,17 @@ extern "C" {
 
 #include <gloo/allgather.h>
 #include <gloo/rendezvous/context.h>
-#include <gloo/rendezvous/file_store.h>
+#include <gloo/rendezvous/store.h>
 #include <gloo/transport/tcp/device.h>
 
 #include <chrono>
 #include <cstring>
 #include <exception>
+#include <map>
 #include <memory>
+#include <stdexcept>
+#include <string>
+#include <vector>
 
 struct comm {
     std::shared_ptr<gloo::rendezvous::Context> context;
@@ -30,8 +34,56 @@ static std::shared_ptr<gloo::transport::Device> device_on(const char *interface)
     return gloo::transport::tcp::CreateDevice(attr);
 }
 
-static int gloo_open(uint32_t rank, uint32_t size, const char *store, const char *interface,
-                     double timeout_s, struct comm **out, struct err *err)
+// What Gloo wants to know of the others comes by the all-gather of the meeting: each set() is one
+// round of it. Ranks set the same number of keys, and get() asks for keys of rounds that are over.
+class MeetStore : public gloo::rendezvous::Store
+{
+  public:
+    MeetStore(const struct comm_meet *meet, uint32_t size) : meet_(meet), blobs_(size)
+    {
+    }
+
+    void set(const std::string &key, const std::vector<char> &data) override
+    {
+        std::string blob = key + '\0';
+        struct err err = {};
+
+        blob.append(data.data(), data.size());
+        if (meet_->gather(meet_->ctx, blob.data(), blob.size(), blobs_.data(), &err))
+            throw std::runtime_error(err.msg);
+        for (const struct comm_blob &b : blobs_) {
+            const char *text = static_cast<const char *>(b.data), *end = text + b.len;
+            const char *value = static_cast<const char *>(b.len ? memchr(text, 0, b.len) : nullptr);
+
+            if (!value)
+                throw std::runtime_error("a rank sent no key");
+            values_[std::string(text, value)] = std::vector<char>(value + 1, end);
+        }
+    }
+
+    std::vector<char> get(const std::string &key) override
+    {
+        auto found = values_.find(key);
+
+        if (found == values_.end())
+            throw std::runtime_error("no rank has sent the key " + key);
+        return found->second;
+    }
+
+    void wait(const std::vector<std::string> &keys) override
+    {
+        for (const std::string &key : keys)
+            (void)get(key);
+    }
+
+  private:
+    const struct comm_meet *meet_;
+    std::vector<struct comm_blob> blobs_;
+    std::map<std::string, std::vector<char>> values_;
+};
+
+static int gloo_open(uint32_t rank, uint32_t size, const struct comm_meet *meet,
+                     const char *interface, double timeout_s, struct comm **out, struct err *err)
 {
     std::shared_ptr<gloo::transport::Device> device;
 
@@ -44,15 +96,15 @@ static int gloo_open(uint32_t rank, uint32_t size, const char *store, const char
     try {
         auto context = std::make_shared<gloo::rendezvous::Context>(static_cast<int>(rank),
                                                                    static_cast<int>(size));
-        gloo::rendezvous::FileStore files(store);
+        MeetStore store(meet, size);
 
         context->setTimeout(std::chrono::milliseconds(static_cast<int64_t>(timeout_s * 1e3)));
-        context->connectFullMesh(files, device);
+        context->connectFullMesh(store, device);
         *out = new comm{context, size};
         return 0;
     } catch (const std::exception &e) {
-        return err_set(err, ERR_PEER, "gloo: rank %u of %u could not meet the others in %s: %s",
-                       rank, size, store, e.what());
+        return err_set(err, ERR_PEER, "gloo: rank %u of %u could not meet the others: %s", rank,
+                       size, e.what());
     }
 }
 

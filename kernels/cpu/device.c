@@ -15,7 +15,8 @@ static int cpu_device_open(const struct ops_config *config, const struct ops_mod
     int rc;
 
     d->config = *config;
-    d->config.comm_store = d->config.comm_interface = NULL;
+    d->config.comm_meet = NULL;
+    d->config.comm_interface = NULL;
     d->model = *model;
     d->inv_freq = mem_array(half, sizeof *d->inv_freq);
     memcpy(d->inv_freq, model->rope_inv_freq, half * sizeof *d->inv_freq);
@@ -25,7 +26,7 @@ static int cpu_device_open(const struct ops_config *config, const struct ops_mod
     if (config->tp_size == 1)
         return 0;
     d->comm_kind = comm_find("gloo");
-    rc = d->comm_kind->open(config->rank, config->tp_size, config->comm_store,
+    rc = d->comm_kind->open(config->rank, config->tp_size, config->comm_meet,
                             config->comm_interface, config->comm_timeout_s, &d->comm, err);
     if (rc) {
         free(d->inv_freq);

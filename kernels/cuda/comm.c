@@ -1,15 +1,14 @@
 /* Collectives: over the memory of the other GPUs where that can be had and is ahead (comm_p2p.c),
  * over NCCL otherwise. NCCL's communicator does not block the host: every call is followed by a
  * look at its state, with the time limit of the group. */
+#include "kernels/comm.h"
 #include "common/clock.h"
+#include "common/mem.h"
 #include "kernels/cuda/cuda.h"
 
-#include <errno.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
-#include <unistd.h>
 
 static int nccl_fail(const struct device *d, ncclResult_t rc, const char *what, struct err *err)
 {
@@ -51,69 +50,38 @@ static int nccl_settle(struct device *d, ncclResult_t rc, const char *what, stru
     return rc == ncclSuccess ? 0 : nccl_fail(d, rc, what, err);
 }
 
-/* Rank 0 makes the id and leaves it in the store; the file appears whole. */
-static int id_write(const struct device *d, const char *path, const ncclUniqueId *id,
-                    struct err *err)
+/* Rank 0's is everybody's. */
+static int id_share(const struct device *d, ncclUniqueId *id, struct err *err)
 {
-    char temporary[4096 + 8];
-    FILE *f;
-    int rc = 0;
+    struct comm_blob *blobs = mem_array(d->config.tp_size, sizeof *blobs);
+    const struct comm_meet *meet = d->config.comm_meet;
+    ncclResult_t made = d->config.rank == 0 ? ncclGetUniqueId(id) : ncclSuccess;
+    size_t len = d->config.rank == 0 ? sizeof *id : 0;
+    int rc = made == ncclSuccess ? meet->gather(meet->ctx, id, len, blobs, err)
+                                 : nccl_fail(d, made, "id", err);
 
-    (void)snprintf(temporary, sizeof temporary, "%s.tmp", path);
-    f = fopen(temporary, "wb");
-    if (!f)
-        return err_errno(err, ERR_IO, "rank %u: %s", d->config.rank, temporary);
-    if (fwrite(id, sizeof *id, 1, f) != 1)
-        rc = err_errno(err, ERR_IO, "rank %u: %s", d->config.rank, temporary);
-    if (fclose(f) && !rc)
-        rc = err_errno(err, ERR_IO, "rank %u: %s", d->config.rank, temporary);
-    if (!rc && rename(temporary, path))
-        rc = err_errno(err, ERR_IO, "rank %u: %s", d->config.rank, path);
+    if (!rc && blobs[0].len != sizeof *id)
+        rc = err_set(err, ERR_PEER, "rank 0 sent an id of %zu bytes, not %zu", blobs[0].len,
+                     sizeof *id);
+    if (!rc)
+        memcpy(id, blobs[0].data, sizeof *id);
+    free(blobs);
     return rc;
-}
-
-static int id_read(const struct device *d, const char *path, ncclUniqueId *id, struct err *err)
-{
-    double begin = now_s();
-    FILE *f;
-    size_t n;
-
-    while (!(f = fopen(path, "rb"))) {
-        if (errno != ENOENT)
-            return err_errno(err, ERR_IO, "rank %u: %s", d->config.rank, path);
-        if (now_s() - begin > d->config.comm_timeout_s)
-            return err_set(err, ERR_TIMEOUT, "rank %u: rank 0 left no %s within %g s",
-                           d->config.rank, path, d->config.comm_timeout_s);
-        nap(5000);
-    }
-    n = fread(id, sizeof *id, 1, f);
-    (void)fclose(f);
-    return n == 1 ? 0 : err_set(err, ERR_IO, "rank %u: %s is cut short", d->config.rank, path);
 }
 
 int comm_open(struct device *d, struct err *err)
 {
     ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
-    ncclUniqueId id;
-    char path[4096];
-    int rc, n = snprintf(path, sizeof path, "%s/nccl-id", d->config.comm_store);
+    ncclUniqueId id = {0};
+    int rc;
 
-    if (n < 0 || (size_t)n >= sizeof path)
-        return err_set(err, ERR_LIMIT, "rank %u: path of the store is too long", d->config.rank);
-    if (d->config.rank == 0) {
-        ncclResult_t made = ncclGetUniqueId(&id);
-
-        if (made != ncclSuccess)
-            return nccl_fail(d, made, "id", err);
-        rc = id_write(d, path, &id, err);
-    } else {
-        rc = id_read(d, path, &id, err);
-    }
-    if (rc)
-        return rc;
-    /* NCCL knows no other way; a choice that the user made for NCCL alone goes first. */
+    /* NCCL knows no other way; a choice that the user made for NCCL alone goes first. Rank 0's id
+     * has its address in it. */
     if (d->config.comm_interface && *d->config.comm_interface)
         (void)setenv("NCCL_SOCKET_IFNAME", d->config.comm_interface, 0);
+    rc = id_share(d, &id, err);
+    if (rc)
+        return rc;
     config.blocking = 0;
     rc = nccl_settle(
         d,

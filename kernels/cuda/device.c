@@ -192,7 +192,8 @@ static int cuda_device_open(const struct ops_config *config, const struct ops_mo
     d->multiprocessors = multiprocessors;
     d->vocab_share = (model->vocab_size + config->tp_size - 1) / config->tp_size;
     rc = device_start(d, model->rope_inv_freq, err);
-    d->config.comm_store = d->config.comm_interface = NULL;
+    d->config.comm_meet = NULL;
+    d->config.comm_interface = NULL;
     if (rc)
         cuda_device_close(&d);
     *out = d;

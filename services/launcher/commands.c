@@ -155,6 +155,5 @@ int commands_start_worker(const struct commands *c, struct supervisor *s,
     words_add(&argv, "--epoch=%" PRIu64, place->epoch);
     words_add(&argv, "--rank=%d", place->rank);
     words_add(&argv, "--first-device=%d", place->first_device);
-    words_add(&argv, "--comm-store=%s", place->comm_store);
     return command_run(s, &id, &argv, "", err);
 }

@@ -34,10 +34,9 @@ int commands_start_scheduler(const struct commands *c, struct supervisor *s, int
 
 struct worker_place {
     int replica, rank;
-    int number;             /* in its name */
-    int first_device;       /* of rank 0; negative where rank 0 is on another node */
-    const char *endpoint;   /* of its scheduler */
-    const char *comm_store; /* a folder for this epoch */
+    int number;           /* in its name */
+    int first_device;     /* of rank 0; negative where rank 0 is on another node */
+    const char *endpoint; /* of its scheduler */
     uint64_t epoch;
 };
 int commands_start_worker(const struct commands *c, struct supervisor *s,

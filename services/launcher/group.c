@@ -27,15 +27,11 @@ static bool group_empty(const struct group *g)
 int group_settle(struct group *g, struct err *err)
 {
     const struct group_config *c = &g->config;
-    char *comm_store;
     int rc = 0;
 
     if (!g->waiting || !group_empty(g))
         return 0;
     g->waiting = false;
-    comm_store = rundir_comm_store(c->commands->run, c->replica, g->epoch, err);
-    if (!comm_store)
-        return err->code;
     for (int rank = c->first_rank; rank <= c->last_rank && !rc; rank++) {
         struct worker_place place = {
             .replica = c->replica,
@@ -43,13 +39,11 @@ int group_settle(struct group *g, struct err *err)
             .number = c->first_name + rank,
             .first_device = c->first_device - c->first_rank,
             .endpoint = c->worker_endpoint,
-            .comm_store = comm_store,
             .epoch = g->epoch,
         };
 
         rc = commands_start_worker(c->commands, c->children, &place, err);
     }
-    free(comm_store);
     return rc;
 }
 

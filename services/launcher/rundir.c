@@ -7,8 +7,6 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <ftw.h>
-#include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -19,7 +17,6 @@
 #include <unistd.h>
 
 #define OPEN_TRIES 10
-#define COMM_STORE "comm.store"
 
 #define SOCKET_NAME_MAX "scheduler-00.ipc"
 
@@ -131,15 +128,6 @@ static void rundir_close(struct rundir *r)
 
 /* ---- its content ---- */
 
-static int remove_entry(const char *path, const struct stat *st, int type, struct FTW *walk)
-{
-    (void)st;
-    (void)type;
-    (void)walk;
-    (void)remove(path);
-    return 0;
-}
-
 /* KIND-NUMBER.ipc */
 static bool is_socket_name(const char *name)
 {
@@ -165,7 +153,6 @@ static void rundir_clean(struct rundir *r)
             (void)unlinkat(r->fd, entry->d_name, 0);
     if (dir)
         (void)closedir(dir);
-    (void)nftw(r->comm_store, remove_entry, 8, FTW_PHYS | FTW_DEPTH);
 }
 
 char *rundir_endpoints(const struct rundir *r, const char *kind, int first, int count)
@@ -175,19 +162,6 @@ char *rundir_endpoints(const struct rundir *r, const char *kind, int first, int 
     for (int i = 0; i < count; i++)
         buf_printf(&text, "%sipc://%s/%s-%d.ipc", i ? "," : "", r->path, kind, first + i);
     return buf_take(&text);
-}
-
-char *rundir_comm_store(const struct rundir *r, int replica, uint64_t epoch, struct err *err)
-{
-    struct buf path = {0};
-
-    buf_printf(&path, "%s/%d-%" PRIu64, r->comm_store, replica, epoch);
-    if (mkdir(path.data, 0700)) {
-        (void)err_errno(err, ERR_IO, "%s", path.data);
-        buf_fini(&path);
-        return NULL;
-    }
-    return buf_take(&path);
 }
 
 /* ipc endpoints are given to processes and to ZeroMQ: absolute ones mean the same to all. */
@@ -223,10 +197,7 @@ int rundir_init(struct rundir *r, const char *path, int port, struct err *err)
         rundir_close(r); /* not ours: nothing to remove at the end */
         return rc;
     }
-    r->comm_store = file_join(r->path, COMM_STORE);
     rundir_clean(r);
-    if (mkdirat(r->fd, COMM_STORE, 0700))
-        return err_errno(err, ERR_IO, "%s", r->comm_store);
     return 0;
 }
 
@@ -281,5 +252,4 @@ void rundir_fini(struct rundir *r)
     }
     rundir_close(r);
     free(r->path);
-    free(r->comm_store);
 }

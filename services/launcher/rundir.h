@@ -9,7 +9,6 @@
 
 struct rundir {
     char *path;
-    char *comm_store; /* a folder for those of the rank groups */
     int fd;
     int lock_fd;
     bool made; /* by us: goes at the end */
@@ -28,10 +27,6 @@ int rundir_find(const char *path, int port, char **control, struct err *err);
  * caller's. kind: "tokenizer" (bound for gateways), "scheduler" (for tokenizers), "workers",
  * "control" (by the launcher, for schedulers). */
 char *rundir_endpoints(const struct rundir *r, const char *kind, int first, int count);
-
-/* Makes an empty folder in which the ranks of a replica meet, a new one every epoch; the caller's
- * path, NULL with err. */
-char *rundir_comm_store(const struct rundir *r, int replica, uint64_t epoch, struct err *err);
 
 /* Removes the sockets, the lock and, when we made it, the directory. */
 void rundir_fini(struct rundir *r);

@@ -99,11 +99,17 @@ static void loaded_first(struct group *g, const struct proto_loaded *m)
     (void)snprintf(g->device, sizeof g->device, "%.*s", (int)m->device.len, m->device.data);
 }
 
+bool group_together(const struct group *g, const struct proto_loaded *m)
+{
+    return !g->loaded || m->communicator == g->communicator;
+}
+
 int group_loaded(struct group *g, const struct proto_loaded *m, struct err *err)
 {
     int rc = loaded_check(g, m, err);
 
     if (!rc && !g->loaded) {
+        g->communicator = m->communicator;
         g->pages_max = UINT32_MAX;
         g->page_bytes = g->weight_bytes = 0;
         if (!g->known)

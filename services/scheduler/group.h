@@ -44,6 +44,7 @@ struct group {
     uint32_t vocab_size;
     uint32_t context_length;
     uint64_t fingerprint;
+    uint64_t communicator;
     uint32_t pages_max, pages_max_rank;
     uint64_t page_bytes;
     uint64_t weight_bytes;
@@ -62,6 +63,9 @@ void group_fini(struct group *g);
 /* Other ranks are to come; they must be like those that were all loaded before. Results given out
  * stay valid until the next group_step_done. */
 void group_reset(struct group *g);
+
+/* Whether the rank has met those that are loaded already, and done as many steps with them. */
+bool group_together(const struct group *g, const struct proto_loaded *m);
 
 /* ERR_PROTOCOL names the rank and what it does not share with the others. */
 int group_loaded(struct group *g, const struct proto_loaded *m, struct err *err);

@@ -14,9 +14,6 @@ static int check_options(const struct options *o, struct err *err)
     if (options_int(o, OPT_CHUNKED_PREFILL_SIZE) == 0)
         return err_set(err, ERR_INVALID, "--%s 0: it is -1 or at least 1",
                        option_name(OPT_CHUNKED_PREFILL_SIZE));
-    if (options_int(o, OPT_EPOCH) < 1)
-        return err_set(err, ERR_INVALID, "--%s 0: a scheduler's is at least 1",
-                       option_name(OPT_EPOCH));
     return 0;
 }
 
@@ -47,7 +44,8 @@ int main(int argc, char **argv)
                         !options_bool(&o, OPT_DISABLE_RADIX_CACHE),
         .heartbeat_timeout_s = options_float(&o, OPT_HEARTBEAT_TIMEOUT),
         .step_timeout_s = options_float(&o, OPT_STEP_TIMEOUT),
-        .epoch = (uint64_t)options_int(&o, OPT_EPOCH),
+        .dist_timeout_s = options_float(&o, OPT_DIST_TIMEOUT),
+        .epoch = options_int(&o, OPT_EPOCH) ? (uint64_t)options_int(&o, OPT_EPOCH) : 1,
     };
     log_init(config.name, log_get_level());
     rc = check_options(&o, &err);

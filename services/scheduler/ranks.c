@@ -26,6 +26,7 @@ void ranks_lost(struct service *s, uint64_t next)
     s->ready = false;
     (void)uv_idle_stop(&s->idle);
     group_reset(&s->group);
+    gather_reset(&s->gather);
     memset(s->ranks, 0, sizeof s->ranks);
     deadline_init(&s->deadline, (int64_t)(s->config->step_timeout_s * 1e6));
     report_forget_ranks(&s->report);
@@ -223,10 +224,31 @@ static void alloc_kv(struct service *s)
     }
 }
 
+static void on_gather(struct service *s, struct bus_peer *peer, const struct proto_gather *m)
+{
+    int rc;
+
+    if (s->group.loaded)
+        rc = err_set(s->err, ERR_PEER, "rank %u meets others anew, but some have met already",
+                     m->rank);
+    else
+        rc = gather_take(&s->gather, peer, m, clock_mono_us(), s->err);
+    if (rc)
+        group_failed(s);
+}
+
 static void on_loaded(struct service *s, struct bus_peer *peer, const struct proto_loaded *m)
 {
     if (bus_peer_data(peer)) {
         (void)err_set(s->err, ERR_PROTOCOL, "rank %u sent LOADED twice", m->rank);
+        group_failed(s);
+        return;
+    }
+    /* One that has outlived an earlier scheduler is here with those of its time, or not at all. */
+    if (s->gather.come || !group_together(&s->group, m)) {
+        (void)err_set(s->err, ERR_PEER,
+                      "rank %u has met other ranks, or done other steps with them, than those here",
+                      m->rank);
         group_failed(s);
         return;
     }
@@ -303,6 +325,8 @@ static void on_worker_message(void *ctx, struct bus_peer *peer, const struct pro
         return;
     if (header->type == PROTO_LOADED) {
         on_loaded(s, peer, message);
+    } else if (header->type == PROTO_GATHER && !rank) {
+        on_gather(s, peer, message);
     } else if (rank) {
         on_rank_message(s, (uint32_t)(rank - s->ranks), header, message);
     } else if (header->type == PROTO_RANK_FAILED) {
@@ -332,7 +356,7 @@ static void on_worker_down(void *ctx, struct bus_peer *peer, const char *reason)
     if (rank) {
         (void)err_set(s->err, ERR_PEER, "rank %u (%s) is gone: %s", (uint32_t)(rank - s->ranks),
                       bus_peer_name(peer), reason);
-    } else if (!s->was_ready && s->control) {
+    } else if (!s->was_ready && s->control && !gather_down(&s->gather, peer, reason, s->err)) {
         /* The launcher knows more. */
         log_warn("worker=%s is gone before it has loaded: %s", bus_peer_name(peer), reason);
         return;
@@ -341,6 +365,12 @@ static void on_worker_down(void *ctx, struct bus_peer *peer, const char *reason)
                       reason);
     }
     group_failed(s);
+}
+
+void ranks_check_meeting(struct service *s, int64_t now_us)
+{
+    if (gather_check(&s->gather, now_us, s->config->dist_timeout_s, s->err))
+        group_failed(s);
 }
 
 void ranks_check_deadline(struct service *s, int64_t now_us)

@@ -60,7 +60,6 @@ uint32_t scheduler_group_lost(struct scheduler *s, const struct scheduler_failur
     HASH_ITER(hh, s->by_key, seq, next)
     {
         seq->place = (struct prefix_place){.page = PREFIX_ROOT};
-        seq->last_step = 0;
         if (seq->state != SEQUENCE_WAITING)
             begin_anew(s, seq, &count);
     }

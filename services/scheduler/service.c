@@ -263,6 +263,8 @@ static void on_tick(uv_timer_t *timer)
     int64_t now_us = clock_mono_us();
     struct scheduler_stats now;
 
+    if (!service_failed(s))
+        ranks_check_meeting(s, now_us);
     if (!s->was_ready || service_failed(s))
         return;
     if (s->ready)
@@ -333,6 +335,7 @@ int service_run(const struct service_config *config, struct err *err)
     }
     start_handles(s);
     group_init(&s->group, config->tp_size, config->page_size);
+    gather_init(&s->gather, config->tp_size);
     clients_init(&s->clients, config->slots_max);
     report_init(&s->report, config->tp_size, clock_mono_us());
     watchdog_init(&s->watchdog, config->tp_size, clock_mono_us());
@@ -348,6 +351,7 @@ int service_run(const struct service_config *config, struct err *err)
     report_fini(&s->report);
     clients_fini(&s->clients);
     group_fini(&s->group);
+    gather_fini(&s->gather);
     status = s->status;
     free(s);
     return status;

@@ -25,6 +25,7 @@ struct service_config {
     int64_t preempt_above;
     bool prefix_cache;
     double heartbeat_timeout_s;
+    double dist_timeout_s; /* for ranks to meet */
     double step_timeout_s; /* upper bound of the deadlines that are learned */
     uint64_t epoch;        /* of the first ranks; at least 1 */
 };

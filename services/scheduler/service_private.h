@@ -7,6 +7,7 @@
 #include "services/scheduler/clients.h"
 #include "services/scheduler/core.h"
 #include "services/scheduler/deadline.h"
+#include "services/scheduler/gather.h"
 #include "services/scheduler/group.h"
 #include "services/scheduler/report.h"
 #include "services/scheduler/service.h"
@@ -26,6 +27,7 @@ struct service {
     struct bus_peer *launcher; /* NULL: not connected */
     struct bus_peer *ranks[GROUP_RANKS_MAX];
     struct group group;
+    struct gather gather;
     struct deadline deadline;
     int64_t oldest_us; /* since then the ranks have had nothing before the oldest step */
     struct clients clients;
@@ -63,6 +65,9 @@ int ranks_bind(struct service *s, const struct bus_config *shared, struct err *e
 
 /* Plans and sends as many steps as may be in flight. */
 void ranks_send_steps(struct service *s);
+
+/* Ends the group when its ranks take too long to meet; says now and then who is missing. */
+void ranks_check_meeting(struct service *s, int64_t now_us);
 
 /* Ends the group when its oldest step takes too long. */
 void ranks_check_deadline(struct service *s, int64_t now_us);

@@ -9,6 +9,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+struct comm_meet;
 struct engine; /* private to the implementation */
 
 struct engine_config {
@@ -20,9 +21,9 @@ struct engine_config {
     uint32_t first_device;   /* of rank 0 */
     uint32_t context_length; /* 0: the model's */
     uint32_t page_size;
-    double mem_fraction; /* of the device's memory, for weights and KV pages; 0: 0.9 */
-    const char *comm_store;
-    const char *comm_interface; /* NULL or "": the backend's choice */
+    double mem_fraction;          /* of the device's memory, for weights and KV pages; 0: 0.9 */
+    const struct comm_meet *meet; /* kernels/comm.h; NULL for one rank */
+    const char *comm_interface;   /* NULL or "": the backend's choice */
     double dist_timeout_s;
     uint32_t null_step_us;                          /* device null: what a step takes at least */
     bool graphs_off, library_all_reduce, p2p_check; /* as in struct ops_config */
@@ -53,6 +54,7 @@ struct engine_kind {
     const char *device;
     int (*load)(const struct engine_config *config, struct engine **out, struct err *err);
     void (*info)(const struct engine *e, struct engine_info *info);
+    /* Again, with the same numbers: all slots are closed, the memory stays. */
     int (*kv_alloc)(struct engine *e, uint32_t num_pages, uint32_t num_slots, uint32_t tokens_max,
                     struct err *err);
     /* Begins a step, as messages.def says; everything in it is checked (slots, pages, counts)

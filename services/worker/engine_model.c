@@ -5,7 +5,6 @@
 #include "common/mem.h"
 #include "kernels/backends.h"
 #include "services/worker/decoder.h"
-#include "services/worker/meet.h"
 #include "services/worker/slots.h"
 
 #include <math.h>
@@ -115,6 +114,7 @@ static int open_device(struct engine *e, const struct engine_config *config, str
         .rank = config->rank,
         .tp_size = config->tp_size,
         .device_index = config->first_device + config->rank,
+        .comm_meet = config->meet,
         .comm_interface = config->comm_interface,
         .comm_timeout_s = config->dist_timeout_s,
         .graphs_off = config->graphs_off,
@@ -123,17 +123,10 @@ static int open_device(struct engine *e, const struct engine_config *config, str
         .p2p_check = config->p2p_check,
         .memory_fraction = config->mem_fraction,
     };
-    char *folder = NULL;
-    int rc = 0;
+    int rc;
 
     rope_inv_freq(&m->rope, m->head_dim, inv_freq);
-    if (config->tp_size > 1)
-        rc = meet_in_store(config->comm_store, config->rank, config->tp_size,
-                           config->dist_timeout_s, &folder, err);
-    device.comm_store = folder;
-    if (!rc)
-        rc = e->ops->device_open(&device, &model, &e->device, err);
-    free(folder);
+    rc = e->ops->device_open(&device, &model, &e->device, err);
     free(inv_freq);
     return rc;
 }
@@ -264,8 +257,12 @@ static int kv_alloc(struct engine *e, uint32_t num_pages, uint32_t num_slots, ui
     uint64_t bytes;
     int rc;
 
-    if (e->slots.views)
-        return err_set(err, ERR_PROTOCOL, "the KV pool is there already");
+    if (e->slots.views) {
+        for (uint32_t i = 0; i < e->slots.config.num_slots; i++)
+            if (e->slots.views[i].open)
+                e->ops->slot_close(e->device, i);
+        return slots_again(&e->slots, &config, err);
+    }
     if (!num_pages || !num_slots || !tokens_max ||
         __builtin_mul_overflow(e->ops->page_bytes(e->device, e->page_size), (uint64_t)num_pages,
                                &bytes))

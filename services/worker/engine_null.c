@@ -141,7 +141,7 @@ static int kv_alloc(struct engine *e, uint32_t num_pages, uint32_t num_slots, ui
     size_t logprobs = (size_t)num_slots + LIMIT_STEP_SCORES; /* those of scores come last */
 
     if (e->slots.views)
-        return err_set(err, ERR_PROTOCOL, "the KV pool is there already");
+        return slots_again(&e->slots, &config, err);
     if (!num_pages || !num_slots || !tokens_max)
         return err_set(err, ERR_PROTOCOL, "KV pool of %u pages, %u slots, %u tokens a step",
                        num_pages, num_slots, tokens_max);

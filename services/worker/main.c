@@ -18,8 +18,6 @@ static int check_options(const struct options *o, struct err *err)
     if (options_int(o, OPT_RANK) >= options_int(o, OPT_TP_SIZE))
         return err_set(err, ERR_INVALID, "--rank %lld, --tp-size is %lld",
                        (long long)options_int(o, OPT_RANK), (long long)options_int(o, OPT_TP_SIZE));
-    if (options_int(o, OPT_TP_SIZE) > 1 && !null && !*options_str(o, OPT_COMM_STORE))
-        return err_set(err, ERR_INVALID, "--comm-store is missing, ranks meet there");
     if (options_bool(o, OPT_ENABLE_SYMM_MEM))
         return err_set(err, ERR_UNSUPPORTED, "--enable-symm-mem is not supported yet");
     return 0;
@@ -52,7 +50,6 @@ int main(int argc, char **argv)
                    .context_length = (uint32_t)options_int(&o, OPT_CONTEXT_LENGTH),
                    .page_size = (uint32_t)options_int(&o, OPT_PAGE_SIZE),
                    .mem_fraction = options_float(&o, OPT_MEM_FRACTION_STATIC),
-                   .comm_store = options_str(&o, OPT_COMM_STORE),
                    .comm_interface = options_str(&o, OPT_DIST_INTERFACE),
                    .dist_timeout_s = options_float(&o, OPT_DIST_TIMEOUT),
                    .null_step_us = (uint32_t)options_int(&o, OPT_NULL_STEP_US),

@@ -8,9 +8,55 @@
 #include <string.h>
 #include <time.h>
 
+#include <xxhash.h>
+
 static double megabytes(uint64_t bytes)
 {
     return (double)bytes / 1e6;
+}
+
+/* GATHERED of the round, into r's memory. */
+static int gathered_receive(struct runner *r, uint32_t round, const struct proto_gathered **out,
+                            struct err *err)
+{
+    struct proto_header header;
+    void *message;
+    int rc;
+
+    proto_arena_clear(&r->gathered_arena);
+    buf_fini(&r->gathered);
+    if (!mailbox_wait(r->in, &r->gathered))
+        return err_set(err, ERR_PEER, "rank %u ends before it has met the others", r->config.rank);
+    rc =
+        proto_decode(r->gathered.data, r->gathered.len, &r->gathered_arena, &header, &message, err);
+    if (rc)
+        return rc;
+    *out = message;
+    if (header.type != PROTO_GATHERED)
+        return err_set(err, ERR_PROTOCOL, "%s while the ranks meet", proto_type_name(header.type));
+    if ((*out)->round != round || (*out)->blobs_count != r->config.tp_size)
+        return err_set(err, ERR_PROTOCOL, "GATHERED of round %u and %u ranks, not %u and %u",
+                       (*out)->round, (*out)->blobs_count, round, r->config.tp_size);
+    return 0;
+}
+
+static int runner_gather(void *ctx, const void *blob, size_t len, struct comm_blob *blobs,
+                         struct err *err)
+{
+    struct runner *r = ctx;
+    const struct proto_gathered *all = NULL;
+    struct proto_gather mine = {.rank = r->config.rank, .round = r->round++, .blob = {blob, len}};
+    int rc = mailbox_push(r->out, PROTO_GATHER, &mine, err);
+
+    if (!rc)
+        rc = gathered_receive(r, mine.round, &all, err);
+    for (uint32_t i = 0; !rc && i < all->blobs_count; i++) {
+        const struct proto_str *bytes = &all->blobs[i].bytes;
+
+        blobs[i] = (struct comm_blob){bytes->data, bytes->len};
+        r->communicator = XXH64(bytes->data, bytes->len, r->communicator);
+    }
+    return rc;
 }
 
 static int runner_load(struct runner *r, struct err *err)
@@ -41,6 +87,7 @@ static int runner_load(struct runner *r, struct err *err)
         .eos_ids_count = info.eos_count,
         .device = proto_str(info.device),
         .prompt_logprobs = info.prompt_logprobs,
+        .communicator = r->communicator,
     };
     return mailbox_push(r->out, PROTO_LOADED, &loaded, err);
 }
@@ -177,6 +224,8 @@ static void *runner_main(void *ctx)
 
 int runner_start(struct runner *r, struct err *err)
 {
+    r->meet = (struct comm_meet){runner_gather, r};
+    r->config.meet = &r->meet;
     errno = pthread_create(&r->thread, NULL, runner_main, r);
     return errno ? err_errno(err, ERR_INTERNAL, "engine thread") : 0;
 }
@@ -193,5 +242,7 @@ bool runner_stop(struct runner *r, int wait_ms)
     if (pthread_timedjoin_np(r->thread, NULL, &until))
         return false;
     r->kind->free(&r->engine);
+    buf_fini(&r->gathered);
+    proto_arena_fini(&r->gathered_arena);
     return true;
 }

@@ -1,8 +1,10 @@
 /* The engine's thread: loads, then takes KV_ALLOC and STEP from one mailbox and answers into
- * another: LOADED, KV_READY, STEP_DONE, or RANK_FAILED as the last word. */
+ * another: GATHER (while it loads), LOADED, KV_READY, STEP_DONE, or RANK_FAILED as the last word.
+ */
 #ifndef PHALANX_WORKER_RUNNER_H
 #define PHALANX_WORKER_RUNNER_H
 
+#include "kernels/comm.h"
 #include "services/worker/engine.h"
 #include "services/worker/mailbox.h"
 
@@ -19,6 +21,12 @@ struct runner {
     struct engine_config config; /* strings are borrowed */
     struct engine *engine;
     struct mailbox *in, *out;
+    /* Meeting the other ranks: by GATHER in `out` and GATHERED in `in`. */
+    struct comm_meet meet;
+    uint32_t round;
+    uint64_t communicator; /* hash of what was gathered; 0: nothing */
+    struct buf gathered;   /* of the last round */
+    struct proto_arena gathered_arena;
     struct begun begun[RUNNER_STEPS_MAX];
     uint32_t begun_count;
     pthread_t thread;

@@ -4,6 +4,7 @@
 
 #include <math.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include <xxhash.h>
 
@@ -17,6 +18,21 @@ void slots_fini(struct slots *s)
 {
     free(s->views);
     *s = (struct slots){0};
+}
+
+int slots_again(struct slots *s, const struct slots_config *config, struct err *err)
+{
+    const struct slots_config *c = &s->config;
+
+    if (memcmp(c, config, sizeof *c) != 0)
+        return err_set(err, ERR_PROTOCOL,
+                       "the KV pool has %u pages, %u slots and %u tokens a step, the scheduler now "
+                       "wants %u, %u and %u: this rank has to be started again",
+                       c->num_pages, c->num_slots, c->tokens_max, config->num_pages,
+                       config->num_slots, config->tokens_max);
+    memset(s->views, 0, c->num_slots * sizeof *s->views);
+    s->step = 0;
+    return 0;
 }
 
 /* The view of a slot that must be open (or must not be). */

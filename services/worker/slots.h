@@ -40,6 +40,10 @@ struct slots {
 void slots_init(struct slots *s, const struct slots_config *config);
 void slots_fini(struct slots *s);
 
+/* All slots are closed, and steps may have any number again. ERR_PROTOCOL when config is another
+ * one: a pool is not made twice. */
+int slots_again(struct slots *s, const struct slots_config *config, struct err *err);
+
 /* Checks a whole step and takes it over; sampled slots count one token more afterwards. After an
  * error (one line naming step, field and limit) the view is of no use any more. */
 int slots_apply(struct slots *s, const struct proto_step *step, struct err *err);

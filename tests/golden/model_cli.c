@@ -10,6 +10,7 @@
 #include "common/json.h"
 #include "common/mem.h"
 #include "services/worker/engine_model.h"
+#include "tests/meet_folder.h"
 
 #include <assert.h>
 #include <stdio.h>
@@ -186,14 +187,18 @@ static void print(const struct run *r)
     (void)printf("}\n");
 }
 
-static void rank_main(struct run *r, struct engine_config *config, const char *mode)
+static void rank_main(struct run *r, struct engine_config *config, const char *mode,
+                      const char *store)
 {
+    struct meet_folder meet;
     struct err err;
     uint32_t longest = 0;
 
     r->kind = engine_find(config->device);
     assert(r->kind);
+    config->meet = meet_folder_init(&meet, store, config->rank, config->tp_size, 60);
     check(r->kind->load(config, &r->engine, &err), &err);
+    meet_folder_fini(&meet);
     r->kind->info(r->engine, &r->info);
     for (uint32_t i = 0; i < r->count; i++)
         if (r->prompts[i].count > longest)
@@ -228,7 +233,6 @@ int main(int argc, char **argv)
     }
     config.model_dir = argv[1];
     config.tp_size = (uint32_t)atoi(argv[3]);
-    config.comm_store = argv[7];
     config.dummy_weight = argc > 8 && !strcmp(argv[8], "dummy");
     if (argc > 8 && !config.dummy_weight)
         config.dtype = argv[8];
@@ -244,12 +248,12 @@ int main(int argc, char **argv)
 
         if (pid == 0) {
             config.rank = rank;
-            rank_main(&r, &config, argv[6]);
+            rank_main(&r, &config, argv[6], argv[7]);
             run_fini(&r);
             return 0;
         }
     }
-    rank_main(&r, &config, argv[6]);
+    rank_main(&r, &config, argv[6], argv[7]);
     for (uint32_t rank = 1; rank < config.tp_size; rank++) {
         int status = 1;
 

@@ -14,11 +14,11 @@ from conftest import BIN, DEMO, PATIENCE, REPO, free_port
 GOLDEN = json.loads((REPO / "tests/golden/demo.json").read_text())["prompts"][0]
 
 
-def commands(where, port, store):
+def commands(where, port):
     model = ["--model-path", str(DEMO)]
     workers = [
         ["phalanx-worker", *model, "--device", "cpu", "--tp", "2", "--rank", str(rank),
-         "--worker-endpoint", where("w"), "--comm-store", str(store)] for rank in range(2)
+         "--worker-endpoint", where("w")] for rank in range(2)
     ]
     return [
         ["phalanx-gateway", *model, "--port", str(port), "--tokenizer-endpoint", where("t")],
@@ -57,10 +57,8 @@ def test_started_by_hand(tmp_path, transport, seed):
     ports = {name: free_port() for name in "tsw"}
     where = {"ipc": lambda n: f"ipc://{tmp_path}/{n}",
              "tcp": lambda n: f"tcp://127.0.0.1:{ports[n]}"}[transport]
-    store = tmp_path / "store"
-    store.mkdir()
     port = free_port()
-    order = commands(where, port, store)
+    order = commands(where, port)
     random.Random(seed).shuffle(order)
     processes = []
     try:
@@ -77,10 +75,70 @@ def test_started_by_hand(tmp_path, transport, seed):
             p.wait(10 * PATIENCE)
 
 
+def start(command):
+    return subprocess.Popen([str(BIN / command[0]), *command[1:]], stdin=subprocess.DEVNULL)
+
+
+def ask_again(port):
+    """The answer, once somebody gives one."""
+    deadline = time.monotonic() + 60 * PATIENCE
+    while True:
+        try:
+            return ask(port)
+        except OSError:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+
+
+def test_ranks_outlive_the_scheduler(tmp_path):
+    """Killed and started again: the same ranks, the same text."""
+    port = free_port()
+    gateway, tokenizer, scheduler, *workers = commands(lambda n: f"ipc://{tmp_path}/{n}", port)
+    processes = [start(c) for c in (gateway, tokenizer, *workers)]
+    try:
+        for _ in range(4):
+            p = start(scheduler)
+            processes.append(p)
+            assert ask_again(port) == GOLDEN["text"]
+            assert ask(port) == GOLDEN["text"]
+            p.kill()
+            p.wait()
+            processes.remove(p)
+        assert all(p.poll() is None for p in processes)
+    finally:
+        for p in processes:
+            p.terminate()
+        for p in processes:
+            p.wait(10 * PATIENCE)
+
+
+def test_ranks_that_do_not_belong_together(tmp_path):
+    """One rank is new, the other has kept what it shared with the dead one: it is told to end."""
+    port = free_port()
+    gateway, tokenizer, scheduler, *workers = commands(lambda n: f"ipc://{tmp_path}/{n}", port)
+    processes = [start(c) for c in (gateway, tokenizer, scheduler, *workers)]
+    try:
+        wait_ready(port, processes)
+        for p in processes[2:4]:
+            p.kill()
+            p.wait()
+        old = processes[4]
+        processes[2:4] = [start(scheduler), start(workers[0])]
+        assert old.wait(30 * PATIENCE) == 1
+        assert processes[3].wait(30 * PATIENCE) == 1
+        processes[3:] = [start(c) for c in workers]
+        assert ask_again(port) == GOLDEN["text"]
+    finally:
+        for p in processes:
+            p.terminate()
+        for p in processes:
+            p.wait(10 * PATIENCE)
+
+
 def test_health_before_the_rest(tmp_path):
     """A gateway alone lives, is not ready, and says when to come back."""
     port = free_port()
-    command = commands(lambda n: f"ipc://{tmp_path}/{n}", port, tmp_path)[0]
+    command = commands(lambda n: f"ipc://{tmp_path}/{n}", port)[0]
     p = subprocess.Popen([str(BIN / command[0]), *command[1:]], stdin=subprocess.DEVNULL)
     try:
         deadline = time.monotonic() + 10 * PATIENCE

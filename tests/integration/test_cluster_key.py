@@ -70,8 +70,6 @@ class Cluster:
         self.ports = {name: free_port() for name in "tsw"}
         self.taps = {name: Tap(port) for name, port in self.ports.items()}
         self.port = free_port()
-        store = folder / "store"
-        store.mkdir()
         model = ["--model-path", str(DEMO)]
 
         def at(name):
@@ -89,7 +87,7 @@ class Cluster:
         for rank in range(2):
             commands[f"worker-{rank}"] = [
                 *model, "--device", "cpu", "--tp", "2", "--rank", str(rank), "--worker-endpoint",
-                to("w"), "--comm-store", str(store), *dist]
+                to("w"), *dist]
         self.logs, self.processes = {}, {}
         for name, words in commands.items():
             role = name.split("-")[0]

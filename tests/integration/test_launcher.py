@@ -422,13 +422,10 @@ def test_run_directory_of_another_user(place):
 def test_leftovers_of_a_killed_run(start, place):
     run_dir = place / "run"
     run_dir.mkdir(mode=0o700)
-    (run_dir / "comm.store").mkdir()
-    (run_dir / "comm.store" / "rank-0").write_text("old")
     (run_dir / "workers-0.ipc").write_text("old")
     (run_dir / "mine.txt").write_text("keep")
     (run_dir / "lock").write_text("99999\n")
     server = start().ready()
-    assert not (run_dir / "comm.store" / "rank-0").exists()
     assert not (run_dir / "workers-0.ipc").exists()
     server.process.terminate()
     assert server.end() == 0

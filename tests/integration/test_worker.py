@@ -31,7 +31,6 @@ def finish(process, seconds=30):
 @pytest.mark.parametrize("args, line", [
     (["--model-path", CHECKPOINT, "--rank", 2, "--tp", 2], "--rank 2, --tp-size is 2"),
     (["--device", "cpu"], "--model-path is missing"),
-    (["--model-path", CHECKPOINT, "--tp", 2, "--device", "cpu"], "--comm-store is missing"),
     (["--worker-endpoint=", "--device", "null"], "--worker-endpoint is missing"),
 ])
 def test_options_that_can_not_be(tmp_path, args, line):
@@ -60,20 +59,50 @@ def test_no_such_device(tmp_path):
     assert len(text.splitlines()) == 1
 
 
+def scheduler(tmp_path, *args):
+    return subprocess.Popen(
+        [str(WORKER.with_name("phalanx-scheduler")), "--tp", "2",
+         f"--worker-endpoint=ipc://{tmp_path}/s",
+         f"--scheduler-endpoint=ipc://{tmp_path}/t", *args],
+        stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_a_rank_that_waits_for_the_others(tmp_path, number):
-    """Rank 1 never comes: rank 0 is inside a collective with ten minutes to go."""
-    store = tmp_path / "store"
-    store.mkdir()
-    process = start(tmp_path, "--model-path", CHECKPOINT, "--device", "cpu", "--tp", 2,
-                    "--comm-store", store)
-    deadline = time.monotonic() + 30
-    while not any(store.iterdir()) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert any(store.iterdir()) and process.poll() is None
-    process.send_signal(number)
-    status, text = finish(process)
-    assert status == 0, text
+    """Rank 1 never comes: rank 0 has ten minutes to go, and the scheduler says whom it waits for."""
+    there = scheduler(tmp_path)
+    process = start(tmp_path, "--model-path", CHECKPOINT, "--device", "cpu", "--tp", 2)
+    try:
+        line = ""
+        while "waiting_for_rank" not in line:
+            line = there.stderr.readline()
+            assert line and process.poll() is None
+        assert 'waiting_for_rank="1"' in line
+        process.send_signal(number)
+        status, text = finish(process)
+        assert status == 0, text
+    finally:
+        there.kill()
+        there.wait()
+
+
+@pytest.mark.parametrize("args, env", [(["--dist-timeout", "1"], {}), ([], {"NCCL_TIMEOUT": "1"})])
+def test_ranks_that_do_not_come_in_time(tmp_path, monkeypatch, args, env):
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    there = scheduler(tmp_path, *args)
+    process = start(tmp_path, "--model-path", CHECKPOINT, "--device", "cpu", "--tp", 2, "--rank", 1)
+    try:
+        line = ""
+        while "ranks have waited 1 s (--dist-timeout) to meet rank 0" not in line:
+            line = there.stderr.readline()
+            assert line
+        status, text = finish(process)
+        assert status == 1 and "its rank group is over" in text
+    finally:
+        for p in (there, process):
+            p.kill()
+            p.wait()
 
 
 def test_a_signal_ends_a_rank_that_waits_for_a_scheduler(tmp_path):

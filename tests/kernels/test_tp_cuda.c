@@ -2,6 +2,7 @@
  * ranks, the embedding and the LM head in shares, sampling from candidates and from whole rows.
  * Skips where there are not two GPUs. */
 #include "tests/kernels/support.h"
+#include "tests/meet_folder.h"
 
 #include "common/mem.h"
 
@@ -282,7 +283,8 @@ static bool gpus_found(const struct ops *cuda, uint32_t count)
 static void ranks_compare(uint32_t count, bool library)
 {
     const struct ops *cuda = backend_open("cuda");
-    char store[] = "/tmp/phalanx-tp-XXXXXX", path[64];
+    char store[] = "/tmp/phalanx-tp-XXXXXX";
+    struct meet_folder meets[RANKS_TESTED];
     struct rank cpu = {.ops = backend_open("cpu"), .config = {.tp_size = 1}}, ranks[RANKS_TESTED];
     size_t n = (size_t)ROWS * HIDDEN; /* what the last step left */
     pthread_t threads[RANKS_TESTED];
@@ -298,18 +300,18 @@ static void ranks_compare(uint32_t count, bool library)
                                  .config = {.rank = i,
                                             .tp_size = count,
                                             .device_index = i,
-                                            .comm_store = store,
                                             .comm_timeout_s = 60,
                                             .library_all_reduce = library}};
+        ranks[i].config.comm_meet = meet_folder_init(&meets[i], store, i, count, 60);
         outcome_alloc(&ranks[i].out);
         assert_int_equal(pthread_create(&threads[i], NULL, rank_run, &ranks[i]), 0);
     }
     (void)rank_run(&cpu);
     for (uint32_t i = 0; i < count; i++)
         (void)pthread_join(threads[i], NULL);
-    (void)snprintf(path, sizeof path, "%s/nccl-id", store);
-    (void)unlink(path);
-    (void)rmdir(store);
+    for (uint32_t i = 0; i < count; i++)
+        meet_folder_fini(&meets[i]);
+    meet_folder_remove(store);
     assert_int_equal(cpu.out.rc, 0);
     for (uint32_t i = 0; i < count; i++) {
         const struct outcome *o = &ranks[i].out;
@@ -369,6 +371,7 @@ static void test_alone(void **state)
     char store[] = "/tmp/phalanx-tp-XXXXXX";
     struct rank r = {.ops = cuda, .config = {.rank = 1, .tp_size = 2, .comm_timeout_s = 0.3}};
     struct err err = {0};
+    struct meet_folder meet;
     struct rank probe = {.ops = cuda, .config = {.tp_size = 1}};
     int rc;
     (void)state;
@@ -381,10 +384,11 @@ static void test_alone(void **state)
         skip();
     }
     assert_non_null(mkdtemp(store));
-    r.config.comm_store = store;
+    r.config.comm_meet = meet_folder_init(&meet, store, 1, 2, 0.3);
     rc = rank_open(&r);
     err = r.out.err;
-    (void)rmdir(store);
+    meet_folder_fini(&meet);
+    meet_folder_remove(store);
     assert_null(r.device);
     assert_int_equal(rc, ERR_TIMEOUT);
     assert_non_null(strstr(err.msg, "rank 0"));

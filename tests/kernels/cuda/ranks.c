@@ -1,5 +1,7 @@
 #include "tests/kernels/cuda/ranks.h"
 
+#include "tests/meet_folder.h"
+
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/wait.h>
@@ -59,7 +61,7 @@ int ranks_run(uint32_t ranks, const struct ops_config *config, unsigned limit_s,
 int ranks_start(uint32_t ranks, const struct ops_config *config, unsigned limit_s,
                 rank_start *start, rank_body *body)
 {
-    char store[] = "/tmp/phalanx-ranks-XXXXXX", path[64];
+    char store[] = "/tmp/phalanx-ranks-XXXXXX";
     pid_t pids[PEERS_MAX];
     int failed = 0;
 
@@ -70,12 +72,13 @@ int ranks_start(uint32_t ranks, const struct ops_config *config, unsigned limit_
         pids[r] = fork();
         if (pids[r] == 0) {
             struct ops_config mine = *config;
+            struct meet_folder meet;
             int rc;
 
             (void)alarm(limit_s);
             mine.rank = mine.device_index = r;
             mine.tp_size = ranks;
-            mine.comm_store = store;
+            mine.comm_meet = meet_folder_init(&meet, store, r, ranks, limit_s);
             rc = start ? start(&mine) : rank_main(&mine, body);
             (void)fflush(stdout);
             _exit(rc ? 1 : 0);
@@ -89,8 +92,6 @@ int ranks_start(uint32_t ranks, const struct ops_config *config, unsigned limit_
             failed++;
         }
     }
-    (void)snprintf(path, sizeof path, "%s/nccl-id", store);
-    (void)unlink(path);
-    (void)rmdir(store);
+    meet_folder_remove(store);
     return failed;
 }

@@ -2,6 +2,7 @@
  * against the distributions it must draw from. */
 #include "kernels/ops.h"
 #include "kernels/philox.h"
+#include "tests/meet_folder.h"
 
 #include <dlfcn.h>
 #include <math.h>
@@ -73,16 +74,18 @@ struct rig {
 static void rig_open(struct rig *r, struct ops_model m, uint32_t rank, uint32_t tp,
                      const char *store)
 {
-    struct ops_config c = {
-        .rank = rank, .tp_size = tp, .comm_store = store, .comm_timeout_s = 30.0};
+    struct meet_folder meet;
+    struct ops_config c = {.rank = rank, .tp_size = tp, .comm_timeout_s = 30.0};
     struct err err = {0};
 
+    c.comm_meet = meet_folder_init(&meet, store, rank, tp, 30.0);
     r->m = m;
     for (uint32_t i = 0; i < m.head_dim / 2; i++)
         r->inv_freq[i] = powf(10000.0f, -2.0f * (float)i / (float)m.head_dim);
     r->m.rope_inv_freq = r->inv_freq;
     if (ops->device_open(&c, &r->m, &r->d, &err))
         fail_msg("%s", err.msg);
+    meet_folder_fini(&meet);
 }
 
 static const struct ops_model small = {.layers = 2,

@@ -165,9 +165,12 @@ static void order_of_calls_is_checked(void **state)
     assert_int_equal(step_whole(kind, e, &step, &result, &err), ERR_PROTOCOL);
     assert_int_equal(kind->kv_alloc(e, 0, 2, 64, &err), ERR_PROTOCOL);
     assert_int_equal(kind->kv_alloc(e, 8, 2, 64, &err), 0);
-    assert_int_equal(kind->kv_alloc(e, 8, 2, 64, &err), ERR_PROTOCOL);
     assert_int_equal(step_whole(kind, e, &step, &result, &err), 0);
     assert_int_equal(result.count, 0);
+    assert_int_equal(kind->kv_alloc(e, 8, 2, 32, &err), ERR_PROTOCOL);
+    assert_non_null(strstr(err.msg, "8 pages, 2 slots and 64 tokens"));
+    assert_int_equal(kind->kv_alloc(e, 8, 2, 64, &err), 0);
+    assert_int_equal(step_whole(kind, e, &step, &result, &err), 0); /* step 1 again */
     kind->free(&e);
     assert_null(engine_find("gpu"));
 }

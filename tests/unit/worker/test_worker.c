@@ -24,13 +24,15 @@ struct play {
     uv_loop_t loop;
     uv_timer_t timer; /* looks whether the worker has ended */
     uv_timer_t limit; /* a hang becomes a failure */
+    struct bus_config config;
     struct bus *bus;
     struct bus_peer *peer;
     pid_t pid;
     int status;
     bool ended;
     bool bad_step;    /* send a step that can not be */
-    bool leave;       /* go away once the worker is ready */
+    bool leave;       /* go away once it has all tokens, and come again */
+    bool leave_early; /* go away before it is loaded */
     bool hold_loaded; /* SIGTERM once it is loaded */
     uint64_t steps;
     uint32_t tokens[TOKENS], tokens_count;
@@ -74,10 +76,17 @@ static void on_step_done(struct play *p, const struct proto_step_done *m)
         m->results[0].logprob[0].top_count != 2 || !m->hash)
         return;
     p->tokens[p->tokens_count++] = m->results[0].id;
-    if (p->tokens_count < TOKENS)
+    if (p->tokens_count < TOKENS) {
         send_step(p);
-    else
+    } else if (p->leave) {
+        p->leave = p->loaded = p->ready = false;
+        p->tokens_count = 0;
+        p->steps = 0;
+        memset(p->tokens, 0, sizeof p->tokens);
+        bus_close(&p->bus); /* its slot is still open */
+    } else {
         (void)kill(p->pid, SIGTERM);
+    }
 }
 
 static void on_message(void *ctx, struct bus_peer *peer, const struct proto_header *header,
@@ -96,10 +105,7 @@ static void on_message(void *ctx, struct bus_peer *peer, const struct proto_head
             message_send(p, PROTO_KV_ALLOC, &alloc);
     } else if (header->type == PROTO_KV_READY) {
         p->ready = true;
-        if (p->leave)
-            bus_close(&p->bus);
-        else
-            send_step(p);
+        send_step(p);
     } else if (header->type == PROTO_STEP_DONE) {
         on_step_done(p, message);
     } else if (header->type == PROTO_RANK_FAILED) {
@@ -110,7 +116,11 @@ static void on_message(void *ctx, struct bus_peer *peer, const struct proto_head
 
 static void on_up(void *ctx, struct bus_peer *peer)
 {
-    ((struct play *)ctx)->peer = peer;
+    struct play *p = ctx;
+
+    p->peer = peer;
+    if (p->leave_early)
+        bus_close(&p->bus);
 }
 
 static void on_down(void *ctx, struct bus_peer *peer, const char *reason)
@@ -137,6 +147,8 @@ static void on_timer(uv_timer_t *timer)
         for (int i = 0; i < 100 && uv_run(&p->loop, UV_RUN_NOWAIT); i++)
             (void)usleep(1000);
         play_end(p);
+    } else if (!p->bus && !p->leave_early) {
+        (void)bus_bind(&p->config, &p->bus, NULL); /* until the endpoint is free */
     }
 }
 
@@ -168,25 +180,27 @@ static int worker_main(char **argv)
 static int play(struct play *p, const char *accepts, const char *device)
 {
     char dir[] = "/tmp/phalanx-test-XXXXXX", endpoint[64], command[64];
-    struct bus_config bus = {.loop = &p->loop,
-                             .role = "scheduler",
-                             .name = "scheduler-0",
-                             .endpoint = endpoint,
-                             .accepts = accepts,
-                             .epoch = 3,
-                             .on = {.on_up = on_up, .on_message = on_message, .on_down = on_down},
-                             .ctx = p};
     struct err err;
 
     assert_non_null(mkdtemp(dir));
     (void)snprintf(endpoint, sizeof endpoint, "ipc://%s/s", dir);
+    p->config = (struct bus_config){
+        .loop = &p->loop,
+        .role = "scheduler",
+        .name = "scheduler-0",
+        .endpoint = endpoint,
+        .accepts = accepts,
+        .epoch = 3,
+        .on = {.on_up = on_up, .on_message = on_message, .on_down = on_down},
+        .ctx = p,
+    };
     p->pid = fork();
     if (p->pid == 0) {
         (void)execl("/proc/self/exe", "test_worker", "worker", endpoint, device, (char *)NULL);
         _exit(127);
     }
     assert_int_equal(uv_loop_init(&p->loop), 0);
-    if (bus_bind(&bus, &p->bus, &err))
+    if (bus_bind(&p->config, &p->bus, &err))
         fail_msg("%s", err.msg);
     p->timer.data = p->limit.data = p;
     (void)uv_timer_init(&p->loop, &p->timer);
@@ -232,13 +246,26 @@ static void a_load_that_fails_ends_it(void **state)
     assert_false(p.loaded);
 }
 
-static void without_a_scheduler_it_ends(void **state)
+/* The next scheduler finds it loaded, and with no sequence of the one before. */
+static void it_outlives_its_scheduler(void **state)
 {
     struct play p = {.leave = true};
 
     (void)state;
-    assert_int_equal(play(&p, "worker", "null"), 1);
-    assert_true(p.ready);
+    assert_int_equal(play(&p, "worker", "null"), 0);
+    assert_true(p.loaded && p.ready);
+    assert_int_equal(p.tokens_count, TOKENS);
+    for (uint32_t i = 0; i < TOKENS; i++)
+        assert_int_equal(p.tokens[i], null_token(SEED, i, NULL_VOCAB_SIZE, NULL, 0));
+}
+
+static void before_it_is_loaded_it_does_not(void **state)
+{
+    struct play p = {.leave_early = true};
+
+    (void)state;
+    assert_int_equal(play(&p, "worker", "cpu"), 1);
+    assert_false(p.loaded);
 }
 
 static void sigterm_while_it_waits(void **state)
@@ -265,7 +292,8 @@ int main(int argc, char **argv)
         cmocka_unit_test(steps_are_answered_and_sigterm_ends_well),
         cmocka_unit_test(a_bad_step_ends_the_rank),
         cmocka_unit_test(a_load_that_fails_ends_it),
-        cmocka_unit_test(without_a_scheduler_it_ends),
+        cmocka_unit_test(it_outlives_its_scheduler),
+        cmocka_unit_test(before_it_is_loaded_it_does_not),
         cmocka_unit_test(sigterm_while_it_waits),
         cmocka_unit_test(refused_it_ends),
     };
