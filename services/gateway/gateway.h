@@ -46,11 +46,13 @@ struct gateway {
     char *read_buf;     /* shared by all connections: each read is consumed at once */
     bool announced;     /* "ready" was said once */
     bool stopping;
+    bool draining; /* nobody new is let in; calls that run are finished */
+    int64_t drain_until_us;
     int exit_code;
 };
 
-/* Binds, connects to the tokenizer, serves until SIGTERM or SIGINT; returns the exit code. Errors
- * of the start are left in err. */
+/* Binds, connects to the tokenizer, serves until SIGINT, or until SIGTERM and the end of the calls
+ * that run then; returns the exit code. Errors of the start are left in err. */
 int gateway_run(const struct options *options, struct err *err);
 
 /* Ends the loop with this exit code: connections are told, then closed. */

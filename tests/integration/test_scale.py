@@ -204,12 +204,11 @@ def test_half_scored_request_moves():
         assert "begun anew: 1" in s.log()
 
 
-def test_lone_replica_comes_back():
+def test_lone_replica_ends_the_node():
     with null_server() as s:
-        settled(s)
         os.kill(named(s)["worker-0"], signal.SIGKILL)
-        until(lambda: "phalanx: ready again after " in s.log(), what="recovery")
-        assert streams(s, 20, 20)["failed"] == 0
+        assert s.process.wait(10 * PATIENCE) == 1
+        assert "worker-0" in s.log() and "killed by signal 9" in s.log()
 
 
 def test_a_replica_that_always_dies():
@@ -221,7 +220,7 @@ def test_a_replica_that_always_dies():
             os.kill(pid, signal.SIGKILL)
             until(lambda: named(s).get("scheduler-1") != pid, what="its death")
         assert s.process.wait(10 * PATIENCE) == 1
-        assert re.search(r"scheduler-1 .*: more than 5 times within 60 s", s.log())
+        assert "replica 1 died 6 times" in s.log()
 
 
 def test_tokenizer_dies(tmp_path):
