@@ -5,7 +5,7 @@
 #   tests/bench/two_nodes_cuda.sh MODEL [TP]      TP: ranks of both together, 4
 #
 # BIN: folder of the executables (build/release/bin). The first TP GPUs are used (or those of
-# GPUS=2,3,6,7). OPTIONS: more options of `phalanx serve`, as --dummy-weight.
+# GPUS=2,3,6,7). OPTIONS: more options of `phalanx serve`, as --dummy-weight. DEVICE=cpu tries it without.
 set -euo pipefail
 model=$1 tp=${2:-4}
 root=$(cd "$(dirname "$0")/../.." && pwd)
@@ -26,7 +26,7 @@ serve() { # NAME GPUS PORT OPTION...
     shift 3
     # shellcheck disable=SC2086
     CUDA_VISIBLE_DEVICES=$visible "$bin/phalanx" serve --model-path "$model" --tp "$tp" \
-        --device cuda --port "$port" --run-dir "$work/$name" ${OPTIONS:-} "$@" \
+        --device "${DEVICE:-cuda}" --port "$port" --run-dir "$work/$name" ${OPTIONS:-} "$@" \
         >"$work/$name.log" 2>&1 &
     pids+=($!)
 }
