@@ -11,6 +11,7 @@
 #include "services/scheduler/group.h"
 #include "services/scheduler/report.h"
 #include "services/scheduler/service.h"
+#include "services/scheduler/watchdog.h"
 
 #include <uv.h>
 
@@ -19,7 +20,7 @@ struct service {
     uv_loop_t loop;
     uv_timer_t timer;
     uv_idle_t idle;
-    uv_signal_t sigterm, sigint;
+    uv_signal_t sigterm, sigint, sigusr1;
     struct bus *tokenizers;
     struct bus *workers;
     struct bus *control;       /* NULL: there is no launcher */
@@ -31,6 +32,7 @@ struct service {
     int64_t oldest_us; /* since then the ranks have had nothing before the oldest step */
     struct clients clients;
     struct report report;
+    struct watchdog watchdog;
     struct scheduler *core; /* NULL until all ranks were loaded once */
     bool ready;             /* steps can be sent */
     bool was_ready;
