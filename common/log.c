@@ -2,21 +2,46 @@
 
 #include "common/clock.h"
 
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
 #include <stdarg.h>
+#include <stdint.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/uio.h>
 #include <time.h>
 #include <unistd.h>
 
 #define LOG_LINE_MAX 4096
 
-static enum log_level level_min = LOG_INFO;
+/* A signal handler may change the level while any thread logs. */
+static _Atomic enum log_level level_min = LOG_INFO;
+static enum log_level level_asked = LOG_INFO;
 static const char *process_name = "phalanx";
+static bool in_terminal;
+
+static bool terminal_open(void)
+{
+    int fd = open("/dev/tty", O_RDONLY | O_NOCTTY | O_CLOEXEC);
+
+    if (fd >= 0)
+        (void)close(fd);
+    return fd >= 0;
+}
 
 void log_init(const char *name, enum log_level level)
 {
     process_name = name;
-    level_min = level;
+    level_min = level_asked = level;
+    in_terminal = terminal_open();
+}
+
+const char *log_level_name(enum log_level level)
+{
+    static const char *const names[] = {"debug", "info", "warn", "error"};
+
+    return level <= LOG_ERROR ? names[level] : "?";
 }
 
 void log_set_level(enum log_level level)
@@ -27,6 +52,59 @@ void log_set_level(enum log_level level)
 enum log_level log_get_level(void)
 {
     return level_min;
+}
+
+enum log_level log_step_level(void)
+{
+    level_min = level_min == LOG_DEBUG && level_asked != LOG_DEBUG ? level_asked : LOG_DEBUG;
+    return level_min;
+}
+
+bool log_terminal_gone(void)
+{
+    return in_terminal && !terminal_open();
+}
+
+static struct iovec piece(const char *text)
+{
+    return (struct iovec){(void *)(uintptr_t)text, strlen(text)};
+}
+
+/* Only what a signal handler may call: no formatting, no time. */
+static void on_hup(int number, siginfo_t *info, void *context)
+{
+    int saved = errno, level = info->si_value.sival_int;
+    struct iovec line[4];
+
+    (void)context;
+    if (log_terminal_gone()) {
+        (void)signal(number, SIG_DFL);
+        (void)raise(number);
+        return;
+    }
+    if (info->si_code != SI_QUEUE)
+        (void)log_step_level();
+    else if (level >= LOG_DEBUG && level <= LOG_ERROR)
+        level_min = (enum log_level)level;
+    line[0] = piece(process_name);
+    line[1] = piece(": log level ");
+    line[2] = piece(log_level_name(level_min));
+    line[3] = piece("\n");
+    (void)!writev(STDERR_FILENO, line, 4);
+    errno = saved;
+}
+
+void log_follow_sighup(void)
+{
+    struct sigaction action = {.sa_sigaction = on_hup, .sa_flags = SA_SIGINFO | SA_RESTART};
+    struct sigaction old;
+    sigset_t hup;
+
+    if (sigaction(SIGHUP, NULL, &old) == 0 && old.sa_handler != SIG_IGN) /* nohup stays nohup */
+        (void)sigaction(SIGHUP, &action, NULL);
+    (void)sigemptyset(&hup);
+    (void)sigaddset(&hup, SIGHUP);
+    (void)sigprocmask(SIG_UNBLOCK, &hup, NULL); /* the launcher's children begin with it blocked */
 }
 
 static void log_write(char *line, size_t from, int n)

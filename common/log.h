@@ -4,12 +4,26 @@
 #ifndef PHALANX_COMMON_LOG_H
 #define PHALANX_COMMON_LOG_H
 
+#include <stdbool.h>
+
 enum log_level { LOG_DEBUG, LOG_INFO, LOG_WARN, LOG_ERROR };
 
 /* name: of this process in every line ("gateway-0"); borrowed, must outlive the program. */
 void log_init(const char *name, enum log_level level);
 void log_set_level(enum log_level level);
 enum log_level log_get_level(void);
+const char *log_level_name(enum log_level level);
+
+/* Between debug and the level of log_init; returns which it is now. */
+enum log_level log_step_level(void);
+
+/* From now on SIGHUP takes a step, or sets the level that comes with it (sigqueue), and one line
+ * says so. A process whose terminal is gone ends instead, and one that ignores SIGHUP goes on doing
+ * so. */
+void log_follow_sighup(void);
+
+/* The process was in a terminal at log_init, and that has hung up. */
+bool log_terminal_gone(void);
 
 /* fmt makes the message with its key=value pairs; control characters from strangers are replaced
  * by '?'. Longer lines than 4 KiB are cut. */

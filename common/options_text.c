@@ -217,10 +217,8 @@ __attribute__((noreturn)) static void print_and_exit(struct buf *text)
 
 static enum log_level log_level_of(const char *text)
 {
-    static const char *const names[] = {"debug", "info", "warn", "error"};
-
-    for (int i = 0; i < 4; i++)
-        if (strcmp(names[i], text) == 0)
+    for (int i = LOG_DEBUG; i <= LOG_ERROR; i++)
+        if (strcmp(log_level_name((enum log_level)i), text) == 0)
             return (enum log_level)i;
     return LOG_INFO;
 }
@@ -256,4 +254,6 @@ void options_main(struct options *o, char who, const char *program, const char *
     }
     name = option_taken_by(OPT_NAME, who) ? options_str(o, OPT_NAME) : "";
     log_init(*name ? name : program, log_level_of(options_str(o, OPT_LOG_LEVEL)));
+    if (option_taken_by(OPT_NAME, who))
+        log_follow_sighup();
 }

@@ -35,29 +35,18 @@ static void on_up(void *ctx, struct bus_peer *peer)
     log_info("peer=%s \"tokenizer is up\"", bus_peer_name(peer));
 }
 
-static bool call_uses(const struct call *call, const struct backend_link *link)
-{
-    for (uint32_t i = 0; i < call->parts_count; i++)
-        if (call->parts[i].rid && call->parts[i].link == link)
-            return true;
-    return false;
-}
-
-/* Ends the calls whose state that tokenizer held. */
 static void on_down(void *ctx, struct bus_peer *peer, const char *reason)
 {
     struct backend_link *link = ctx;
-    struct problem problem = {0};
 
-    log_warn("peer=%s \"tokenizer is down: %s\"", bus_peer_name(peer), reason);
+    log_warn("peer=%s prompts=%zu \"tokenizer is down: %s\"", bus_peer_name(peer), link->in_flight,
+             reason);
     link->peer = NULL;
     link->ready = false;
     reason_set(link, "recovering");
-    (void)problem_set(&problem, 503, "backend_lost", NULL,
-                      "the server lost the request's state; please try again");
     for (struct conn *c = link->gw->conns; c; c = c->next)
-        if (c->call && call_uses(c->call, link))
-            call_fail(c->call, &problem);
+        if (c->call)
+            call_lost(c->call, link);
 }
 
 static void on_refused(void *ctx, const char *reason)
@@ -78,15 +67,16 @@ static void on_state(struct backend_link *link, const struct proto_state *state)
                  state->reason.len ? state->reason.data : "");
     link->ready = state->ready;
     text_copy(link->reason, sizeof link->reason, state->reason);
+    if (!link->ready)
+        return; /* what it took when it was is what it will take again */
     link->context_length = state->context_length;
-    link->vocab_size = state->vocab_size;
     link->max_running = state->max_running;
     if (state->vocab_size)
         gw->context.vocab_size = state->vocab_size;
-    if (link->ready && !gw->announced) {
-        gw->announced = true;
+    if (!gw->announced)
         log_say("API server is ready to serve on %s", gw->address);
-    }
+    gw->announced = true;
+    calls_resume(gw);
 }
 
 static void on_stats(struct backend_link *link, const struct proto_stats *stats)

@@ -24,12 +24,12 @@ struct backend_source {
 struct backend_link {
     struct gateway *gw;
     struct bus *bus;
-    struct bus_peer *peer; /* NULL: down */
-    bool ready;            /* the last STATE said so */
-    char reason[257];      /* why not */
-    uint32_t context_length, vocab_size, max_running;
-    size_t in_flight;               /* prompts */
-    struct backend_source *sources; /* owned; the last STATS */
+    struct bus_peer *peer;                /* NULL: down */
+    bool ready;                           /* the last STATE said so */
+    char reason[257];                     /* why not */
+    uint32_t context_length, max_running; /* as it said when it was ready */
+    size_t in_flight;                     /* prompts */
+    struct backend_source *sources;       /* owned; the last STATS */
     size_t sources_count;
 };
 

@@ -41,6 +41,7 @@ void call_fini(struct call *call)
     for (uint32_t i = 0; i < call->choices_count; i++) {
         struct call_choice *choice = &call->choices[i];
 
+        free(choice->seen);
         buf_fini(&choice->text);
         buf_fini(&choice->ids);
         for (int k = 0; k < CALL_LISTS; k++)
@@ -70,6 +71,22 @@ static void choice_end(struct call_choice *choice, const struct proto_chunk *chu
         choice->stop_text = proto_strdup(chunk->stop_text);
 }
 
+/* What a tokenizer would need to go on from here. Grows slowly: streams are many and long. */
+static void choice_remember(struct call_choice *choice, const struct proto_chunk *chunk)
+{
+    size_t count = (size_t)choice->seen_count + chunk->ids_count;
+
+    choice->text_bytes += chunk->text.len;
+    if (!chunk->ids_count)
+        return;
+    if (count > choice->seen_cap) {
+        choice->seen_cap = (uint32_t)(count + count / 4 + 8);
+        choice->seen = mem_resize(choice->seen, choice->seen_cap, sizeof *choice->seen);
+    }
+    memcpy(choice->seen + choice->seen_count, chunk->ids, chunk->ids_count * sizeof *chunk->ids);
+    choice->seen_count = (uint32_t)count;
+}
+
 static void ids_add(struct buf *ids, const struct proto_chunk *chunk)
 {
     for (uint32_t i = 0; i < chunk->ids_count; i++) {
@@ -83,6 +100,7 @@ void call_choice_add(struct call *call, uint32_t part, const struct proto_chunk 
 {
     struct call_choice *choice = &call->choices[part * call->n + chunk->choice];
 
+    choice_remember(choice, chunk);
     buf_append(&choice->text, chunk->text.data, chunk->text.len);
     if (call->return_ids)
         ids_add(&choice->ids, chunk);
@@ -96,9 +114,10 @@ void call_choice_add(struct call *call, uint32_t part, const struct proto_chunk 
     if (chunk->text.len || chunk->logprobs_count || chunk->finish != FINISH_NONE ||
         (call->return_ids && chunk->ids_count))
         choice->held = true;
+    if (!choice->tokens) /* what was computed again later does not count */
+        call->parts[part].cached_tokens = chunk->cached_tokens;
     choice->tokens = chunk->completion_tokens;
     call->parts[part].prompt_tokens = chunk->prompt_tokens;
-    call->parts[part].cached_tokens = chunk->cached_tokens;
     if (chunk->finish != FINISH_NONE) {
         choice_end(choice, chunk);
         call->parts[part].open--;
@@ -132,27 +151,6 @@ static void call_log(const struct call *call, int status)
              call->conn->trace, call->id, status, (unsigned)call->parts_count, (unsigned)call->n,
              (unsigned long long)prompt, (unsigned long long)completion,
              (long long)(clock_mono_us() - call->started_us) / 1000);
-}
-
-void call_part_over(struct call *call, uint32_t part)
-{
-    struct call_part *p = &call->parts[part];
-
-    if (!p->rid)
-        return;
-    pending_remove(&call->gw->backend.pending, p->rid);
-    p->link->in_flight--;
-    p->rid = 0;
-}
-
-/* Tells the tokenizer that nobody waits any more. */
-static void call_abort_parts(struct call *call, const char *why)
-{
-    for (uint32_t i = 0; i < call->parts_count; i++) {
-        if (call->parts[i].rid)
-            backend_abort(call->parts[i].link, call->parts[i].rid, why);
-        call_part_over(call, i);
-    }
 }
 
 void call_cancel(struct call *call, const char *why)
@@ -280,6 +278,7 @@ static size_t write_pause(const struct gateway *gw)
 
 void call_resume(struct call *call)
 {
+    call_pace(call);
     if (!call->paused && call->open)
         return;
     for (uint32_t i = 0; i < call->choices_count && call->stream; i++)
@@ -324,6 +323,7 @@ void call_chunk(struct call *call, uint32_t part, const struct proto_chunk *chun
             call->held_bytes += choice_bytes(choice) - before;
         }
     }
+    call_pace(call);
     if (call->held_bytes > HTTP_HELD_BYTES_MAX)
         conn_drop(call->conn, "the client reads too slowly");
     else if (!call->open)

@@ -5,6 +5,8 @@
 #include "services/gateway/conn.h"
 #include "services/gateway/params.h"
 
+#include <sys/queue.h>
+
 struct dialect;
 
 #define CALL_LISTS 4
@@ -22,15 +24,21 @@ struct call_choice {
     int64_t stop_id;              /* -1: none */
     char *stop_text;              /* owned; NULL: none */
     int64_t last_us;              /* of its last token; 0: none yet */
-    bool begun;                   /* a first event was written */
-    bool held;                    /* something is not written yet */
+    uint32_t *seen;               /* owned; all its ids since its start, */
+    uint32_t seen_count, seen_cap;
+    uint64_t text_bytes; /* and how much text there was */
+    bool begun;          /* a first event was written */
+    bool held;           /* something is not written yet */
     bool ended;
 };
 
 /* One prompt. */
 struct call_part {
-    uint64_t rid;              /* on the bus; 0: over */
+    uint64_t rid;              /* on the bus; 0: over, or it waits for a tokenizer */
     struct backend_link *link; /* while rid is not 0: who has it */
+    char *message;             /* owned; the encoded GENERATE, until it is over */
+    size_t message_len;
+    uint32_t replays; /* how often it was sent again */
     uint32_t prompt_tokens, cached_tokens;
     uint32_t open; /* choices not ended */
 };
@@ -41,9 +49,13 @@ struct call {
     const struct dialect *dialect;
     char id[48];
     bool stream, include_usage, logprobs, return_ids;
-    bool listed; /* /generate: the answer is a list */
-    bool begun;  /* the stream's head is out */
-    bool paused; /* the reader is behind: choices hold what they got */
+    bool listed;  /* /generate: the answer is a list */
+    bool begun;   /* the stream's head is out */
+    bool paused;  /* the reader is behind: choices hold what they got */
+    bool behind;  /* likewise, and the tokenizer was told to pause */
+    bool waiting; /* in gw->waiting: some part waits for a tokenizer */
+    bool queued;  /* likewise, from its start on: in gw->queued_count */
+    TAILQ_ENTRY(call) waiting_at;
     uint32_t n;
     uint32_t parts_count, choices_count;
     uint32_t open; /* choices not ended */
@@ -88,8 +100,26 @@ void call_fail(struct call *call, const struct problem *problem);
 void call_resume(struct call *call); /* the reader took what waited */
 void call_expire(struct call *call);
 
-/* The tokenizer knows no more of that prompt. */
+/* Its tokenizer is gone: what that had is sent to another, or waits. The call may be gone. */
+void call_lost(struct call *call, const struct backend_link *link);
+
+/* Sends a part for the first time, or lets it wait. -1 with the problem. */
+int call_send(struct call *call, const struct params *params, uint32_t part,
+              struct problem *problem);
+/* A tokenizer is ready: sends all that waits. */
+void calls_resume(struct gateway *gw);
+void call_wait_end(struct call *call);
+
+/* The tokenizer knows no more of that prompt: it may be sent again, or it is over. */
+void call_part_unlink(struct call *call, uint32_t part);
 void call_part_over(struct call *call, uint32_t part);
+
+/* Tells the tokenizers that nobody waits any more. */
+void call_abort_parts(struct call *call, const char *why);
+
+/* Has the tokens of a stream pause when the kernel takes no more of it and some bytes wait here,
+ * and go on when it has taken all: a reader that keeps up costs no message. */
+void call_pace(struct call *call);
 
 /* The client went away: no answer. */
 void call_cancel(struct call *call, const char *why);

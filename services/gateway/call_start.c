@@ -1,7 +1,6 @@
 /* The beginning of a call: from a request's body to GENERATE messages. */
 #include "services/gateway/call.h"
 
-#include "common/log.h"
 #include "common/mem.h"
 #include "services/gateway/reply.h"
 
@@ -9,40 +8,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-
-static int call_send(struct call *call, const struct params *params, uint32_t part,
-                     struct problem *problem)
-{
-    struct backend *b = &call->gw->backend;
-    struct backend_link *link = backend_choose(b);
-    const struct prompt *prompt = &params->prompts[part];
-    struct proto_generate g = params->generate;
-    struct err err = {0};
-    uint64_t rid = ++b->rid;
-
-    g.kind = params->messages.len ? PROMPT_CHAT : prompt->ids ? PROMPT_IDS : PROMPT_TEXT;
-    g.text = prompt->text;
-    g.ids = prompt->ids;
-    g.ids_count = prompt->ids_count;
-    g.trace_id = proto_str(call->conn->trace);
-    if (!link)
-        return problem_set(problem, 503, NULL, NULL, "no tokenizer is ready");
-    switch (bus_send(link->peer, PROTO_GENERATE, rid, &g, &err)) {
-    case 0:
-        call->parts[part].rid = rid;
-        call->parts[part].link = link;
-        link->in_flight++;
-        pending_put(&b->pending, rid, call, part);
-        return 0;
-    case ERR_LIMIT:
-        return problem_set(problem, 400, "invalid_value", NULL, "%s", err.msg);
-    case ERR_BUSY:
-        return problem_set(problem, 429, "queue_full", NULL, "too many requests are waiting");
-    default:
-        return problem_set(problem, 503, NULL, NULL, "the request could not be passed on: %s",
-                           err.msg);
-    }
-}
 
 /* Bound of what is accepted: what runs and what may wait. */
 static int call_admit(const struct gateway *gw, const struct params *params,
@@ -103,6 +68,10 @@ void call_start(struct conn *c, const struct dialect *dialect, struct params *pa
             return;
         }
     }
+    if (call->waiting) {
+        call->queued = true;
+        c->gw->queued_count++;
+    }
     conn_request_release(c);
 }
 
@@ -155,17 +124,31 @@ static int body_parse(struct conn *c, json_t **body, struct problem *problem)
     return 0;
 }
 
+/* Before the model was ready once there is nothing to wait for; afterwards a few may wait until it
+ * is again. */
+static bool may_wait(const struct gateway *gw, struct problem *problem)
+{
+    const char *why;
+
+    if (backend_ready(&gw->backend, &why))
+        return true;
+    if (!gw->announced)
+        (void)problem_set(problem, 503, "not_ready", NULL, "the server is not ready: %s", why);
+    else if (gw->queued_count >= gw->recovery_queue_max)
+        (void)problem_set(problem, 503, "not_ready", NULL,
+                          "the server is not ready: %s (%zu requests wait: the limit is %zu)", why,
+                          gw->queued_count, gw->recovery_queue_max);
+    return !problem->status;
+}
+
 void call_serve(struct conn *c, const struct dialect *dialect)
 {
     struct problem problem = {0};
     struct params params = {0};
     json_t *body = NULL;
     bool large = c->http.body.len >= HTTP_TRIM_BYTES;
-    const char *why;
 
-    if (!backend_ready(&c->gw->backend, &why))
-        (void)problem_set(&problem, 503, "not_ready", NULL, "the server is not ready: %s", why);
-    else if (!body_parse(c, &body, &problem))
+    if (may_wait(c->gw, &problem) && !body_parse(c, &body, &problem))
         (void)params_parse(&dialect->params, &c->gw->context, body, &params, &problem);
     if (problem.status)
         reply_problem(c, &problem);

@@ -186,7 +186,7 @@ static void request_begin(struct conn *c)
 {
     size_t len;
 
-    c->keep_alive = c->http.keep_alive && !c->gw->stopping;
+    c->keep_alive = c->http.keep_alive && !c->gw->draining && !c->gw->stopping;
     c->http10 = c->http.llhttp.http_minor == 0;
     c->method = c->http.llhttp.method;
     c->head_only = c->method == HTTP_HEAD;

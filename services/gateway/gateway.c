@@ -110,10 +110,60 @@ void gateway_stop(struct gateway *gw, int exit_code)
     (void)uv_timer_start(&gw->deadline, on_deadline, 20, 20);
 }
 
+/* Somebody still gets an answer: a call runs, bytes are on their way, or a request that had begun
+ * to arrive is about to be refused. */
+static bool conn_needed(const struct conn *c, int64_t now_us)
+{
+    return c->call || c->state == CONN_BUSY || (c->state != CONN_CLOSED && conn_unsent(c)) ||
+           (c->state == CONN_READ && now_us - c->since_us < HTTP_STOP_MS_MAX * INT64_C(1000));
+}
+
+static void on_drain(uv_timer_t *handle)
+{
+    struct gateway *gw = handle->data;
+    int64_t now_us = clock_mono_us();
+
+    if (now_us > gw->drain_until_us) {
+        log_warn("calls=%zu \"--drain-timeout is over\"", gw->calls_count);
+        gateway_stop(gw, 0);
+        return;
+    }
+    for (struct conn *c = gw->conns; c; c = c->next)
+        if (conn_needed(c, now_us))
+            return;
+    gateway_stop(gw, 0);
+}
+
+/* A polite end: nobody new comes in, what runs is finished. */
+static void gateway_drain(struct gateway *gw)
+{
+    int64_t now_us = clock_mono_us();
+
+    gw->draining = true;
+    gw->drain_until_us = now_us + (int64_t)(options_float(gw->options, OPT_DRAIN_TIMEOUT) * 1e6);
+    close_handle((uv_handle_t *)&gw->listener);
+    for (struct conn *c = gw->conns; c; c = c->next) {
+        c->keep_alive = false;
+        if (c->state != CONN_READ)
+            continue;
+        c->since_us = now_us;
+        if (!c->fresh && !c->http.started && !conn_unsent(c))
+            conn_drop(c, "the server ends");
+    }
+    log_info("calls=%zu connections=%zu \"draining\"", gw->calls_count, gw->conns_count);
+    (void)uv_timer_start(&gw->deadline, on_drain, 0, HTTP_DRAIN_MS);
+}
+
+/* The first SIGTERM drains; a second one, or SIGINT, ends at once. */
 static void on_signal(uv_signal_t *handle, int number)
 {
+    struct gateway *gw = handle->data;
+
     log_info("signal=%d \"ending\"", number);
-    gateway_stop(handle->data, 0);
+    if (number == SIGTERM && !gw->draining)
+        gateway_drain(gw);
+    else
+        gateway_stop(gw, 0);
 }
 
 /* ---- start ---- */
@@ -211,6 +261,7 @@ static void settings_read(struct gateway *gw)
     gw->created_s = clock_wall_us() / 1000000;
     gw->request_us_max = (int64_t)(options_float(o, OPT_REQUEST_TIMEOUT) * 1e6);
     gw->queued_max = (uint32_t)options_int(o, OPT_MAX_QUEUED_REQUESTS);
+    gw->recovery_queue_max = (size_t)options_int(o, OPT_RECOVERY_QUEUE);
     gw->conns_max = connections_max();
     gw->context.model = gw->model;
     gw->context.priorities = strcmp(options_str(o, OPT_SCHEDULE_POLICY), "priority") == 0;
@@ -263,6 +314,7 @@ int gateway_run(const struct options *options, struct err *err)
     int exit_code;
 
     gw->options = options;
+    TAILQ_INIT(&gw->waiting);
     gw->read_buf = mem_alloc(READ_BUF_BYTES);
     (void)uv_loop_init(&gw->loop);
     handles_init(gw);

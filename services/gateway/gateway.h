@@ -7,8 +7,10 @@
 #include "services/gateway/backend.h"
 #include "services/gateway/params.h"
 
+#include <sys/queue.h>
 #include <uv.h>
 
+struct call;
 struct conn;
 
 struct gateway {
@@ -32,19 +34,25 @@ struct gateway {
     struct conn *conns; /* list of all */
     struct conn *dirty; /* list of those with bytes to send */
     size_t conns_count, conns_max;
-    size_t bodies_bytes; /* memory of unfinished bodies */
-    size_t calls_count;  /* being answered */
-    size_t choices_open; /* of all calls */
-    uint64_t random;     /* state of gateway_random */
-    struct buf scratch;  /* one event or body while it is rendered */
-    char *read_buf;      /* shared by all connections: each read is consumed at once */
-    bool announced;      /* "ready" was said once */
+    size_t bodies_bytes;        /* memory of unfinished bodies */
+    size_t calls_count;         /* being answered */
+    size_t choices_open;        /* of all calls */
+    size_t kept_bytes;          /* of the messages of all calls */
+    TAILQ_HEAD(, call) waiting; /* calls with parts that wait for a tokenizer, oldest first */
+    size_t queued_count;        /* new ones among them */
+    size_t recovery_queue_max;
+    uint64_t random;    /* state of gateway_random */
+    struct buf scratch; /* one event or body while it is rendered */
+    char *read_buf;     /* shared by all connections: each read is consumed at once */
+    bool announced;     /* "ready" was said once */
     bool stopping;
+    bool draining; /* nobody new is let in; calls that run are finished */
+    int64_t drain_until_us;
     int exit_code;
 };
 
-/* Binds, connects to the tokenizer, serves until SIGTERM or SIGINT; returns the exit code. Errors
- * of the start are left in err. */
+/* Binds, connects to the tokenizer, serves until SIGINT, or until SIGTERM and the end of the calls
+ * that run then; returns the exit code. Errors of the start are left in err. */
 int gateway_run(const struct options *options, struct err *err);
 
 /* Ends the loop with this exit code: connections are told, then closed. */

@@ -23,9 +23,9 @@ void route_live(struct conn *c, const char *rest)
 static bool refuse_unready(struct conn *c)
 {
     struct problem problem = {0};
-    const char *why;
+    const char *why = "draining";
 
-    if (backend_ready(&c->gw->backend, &why))
+    if (!c->gw->draining && backend_ready(&c->gw->backend, &why))
         return false;
     (void)problem_set(&problem, 503, "not_ready", NULL, "the server is not ready: %s", why);
     reply_problem(c, &problem);

@@ -129,6 +129,10 @@ static const struct route *route_check(struct conn *c, struct problem *problem, 
                           r->method == HTTP_GET ? "GET" : "POST");
         return NULL;
     }
+    if (r->method == HTTP_POST && c->gw->draining) {
+        (void)problem_set(problem, 503, "shutting_down", NULL, "the server is shutting down");
+        return NULL;
+    }
     return r->method == HTTP_POST && check_type(c, problem) ? NULL : r;
 }
 

@@ -1,6 +1,7 @@
 #include "services/launcher/commands.h"
 
 #include "common/file.h"
+#include "common/log.h"
 #include "common/mem.h"
 #include "services/launcher/words.h"
 
@@ -11,8 +12,8 @@
 #include <unistd.h>
 
 /* What every child is told by the launcher itself. */
-static const enum option own_options[] = {OPT_MODEL_PATH, OPT_SERVED_MODEL_NAME, OPT_HELP,
-                                          OPT_VERSION, OPTIONS_COUNT};
+static const enum option own_options[] = {OPT_MODEL_PATH, OPT_SERVED_MODEL_NAME, OPT_LOG_LEVEL,
+                                          OPT_HELP,       OPT_VERSION,           OPTIONS_COUNT};
 
 static const char *const roles[] = {
     [CHILD_GATEWAY] = "gateway",
@@ -82,6 +83,7 @@ static struct words command_begin(const struct commands *c, struct child *id, in
     (void)snprintf(id->name, sizeof id->name, "%s-%d", roles[id->role], number);
     words_add(&argv, "%s/phalanx-%s", c->bin, roles[id->role]);
     words_add(&argv, "--name=%s", id->name);
+    words_add(&argv, "--%s=%s", option_name(OPT_LOG_LEVEL), log_level_name(log_get_level()));
     words_add_options(&argv, c->options, who, own_options);
     if (option_taken_by(OPT_MODEL_PATH, who))
         words_add(&argv, "--model-path=%s", c->model->path);

@@ -30,6 +30,11 @@ static void on_signal_readable(uv_poll_t *poll, int status, int events)
     (void)events;
     if (read(s->signal_fd, &info, sizeof info) != (ssize_t)sizeof info)
         return;
+    if (info.ssi_signo == SIGHUP && !log_terminal_gone()) {
+        if (!s->stopping)
+            s->on.on_hup(s->ctx);
+        return;
+    }
     if (s->signal_us && now_us - s->signal_us < REPEAT_US)
         return;
     s->signal_us = now_us;
@@ -80,7 +85,7 @@ void supervisor_fini(struct supervisor *s)
 static void child_prepare(pid_t parent)
 {
     int null = open("/dev/null", O_RDONLY);
-    sigset_t none;
+    sigset_t mask;
 
     (void)setpgid(0, 0);
     if (prctl(PR_SET_PDEATHSIG, SIGKILL) || getppid() != parent)
@@ -88,8 +93,9 @@ static void child_prepare(pid_t parent)
     for (int i = 1; i < NSIG; i++)
         (void)signal(i, SIG_DFL);
     (void)signal(SIGTTOU, SIG_IGN); /* a background group may write to the terminal */
-    (void)sigemptyset(&none);
-    (void)sigprocmask(SIG_SETMASK, &none, NULL);
+    (void)sigemptyset(&mask);
+    (void)sigaddset(&mask, SIGHUP); /* until log_follow_sighup */
+    (void)sigprocmask(SIG_SETMASK, &mask, NULL);
     if (null >= 0)
         (void)dup2(null, STDIN_FILENO);
     (void)close_range(3, ~0U, CLOSE_RANGE_CLOEXEC);

@@ -41,8 +41,10 @@ struct supervisor_callbacks {
      * several at once those that a signal killed come first: they are nearer to the cause. Children
      * may be started and killed in here. child lives until the callback returns. */
     void (*on_end)(void *ctx, const struct child *child, const char *how);
-    /* SIGINT, SIGTERM or SIGHUP; what came by two ways at the same time is told once. */
+    /* SIGINT, SIGTERM, or SIGHUP of a terminal that is gone; what came by two ways at the same time
+     * is told once. */
     void (*on_signal)(void *ctx, int number);
+    void (*on_hup)(void *ctx); /* any other SIGHUP */
 };
 
 struct supervisor {

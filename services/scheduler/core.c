@@ -337,6 +337,7 @@ void scheduler_stats(const struct scheduler *s, struct scheduler_stats *out)
 {
     *out = (struct scheduler_stats){
         .waiting = s->queue.count + s->retracted + s->parked_count,
+        .parked = s->parked_count,
         .running = s->running,
         .slots_free = s->slots_count,
         .steps_in_flight = (uint32_t)(s->planned - s->applied),

@@ -94,6 +94,7 @@ struct scheduler_output {
 
 struct scheduler_stats {
     uint32_t waiting;
+    uint32_t parked; /* of those that wait: paused */
     uint32_t running;
     uint32_t slots_free;
     uint32_t steps_in_flight;

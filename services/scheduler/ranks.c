@@ -74,6 +74,7 @@ static int send_step(struct service *s, const struct scheduler_step *step, int64
         }
     }
     group_step_sent(&s->group, m->step, now_us);
+    watchdog_sent(&s->watchdog, bus_epoch(s->workers), m, now_us);
     s->group.rounds[s->group.rounds_count - 1].shape = deadline_shape(m);
     if (s->group.rounds_count == 1)
         s->oldest_us = now_us;
@@ -133,6 +134,7 @@ static void on_step_done(struct service *s, uint32_t rank, const struct proto_st
         group_failed(s);
         return;
     }
+    watchdog_answered(&s->watchdog, bus_epoch(s->workers), m->step, rank, clock_mono_us());
     if (!complete)
         return;
     finish_step(s, results, count);
@@ -386,6 +388,7 @@ void ranks_check_deadline(struct service *s, int64_t now_us)
                   "step %" PRIu64 " is without a result after %.1f s; missing of rank %s",
                   round->step, (double)us / 1e6,
                   group_missing(&s->group, round->done, missing, sizeof missing));
+    watchdog_dump(&s->watchdog, s->err->msg, now_us);
     group_failed(s);
 }
 

@@ -22,6 +22,7 @@ static void service_end(struct service *s)
     uv_close((uv_handle_t *)&s->idle, NULL);
     uv_close((uv_handle_t *)&s->sigterm, NULL);
     uv_close((uv_handle_t *)&s->sigint, NULL);
+    uv_close((uv_handle_t *)&s->sigusr1, NULL);
     bus_close(&s->tokenizers);
     bus_close(&s->workers);
     if (s->control)
@@ -45,6 +46,14 @@ static void on_signal(uv_signal_t *handle, int signum)
 {
     (void)signum;
     uv_stop(handle->loop);
+}
+
+static void on_usr1(uv_signal_t *handle, int signum)
+{
+    const struct service *s = handle->data;
+
+    (void)signum;
+    watchdog_dump(&s->watchdog, "asked by SIGUSR1", clock_mono_us());
 }
 
 /* ---- steps ---- */
@@ -261,15 +270,18 @@ static void on_tick(uv_timer_t *timer)
     int64_t now_us = clock_mono_us();
     struct scheduler_stats now;
 
+    if (!service_failed(s))
+        ranks_check_meeting(s, now_us);
     if (service_failed(s))
         return;
     control_status(s);
-    ranks_check_meeting(s, now_us);
-    if (!s->was_ready || service_failed(s))
+    if (!s->was_ready)
         return;
     if (s->ready)
         ranks_check_deadline(s, now_us);
     scheduler_stats(s->core, &now);
+    watchdog_look(&s->watchdog, s->ready && (now.steps_in_flight || now.waiting > now.parked),
+                  WATCHDOG_STALL_US, now_us);
     broadcast_stats(s, &now);
     if (now_us - s->report.logged_us >= LOG_PERIOD_US)
         report_log(&s->report, &now, now_us);
@@ -310,11 +322,14 @@ static void start_handles(struct service *s)
     (void)uv_idle_init(&s->loop, &s->idle);
     (void)uv_signal_init(&s->loop, &s->sigterm);
     (void)uv_signal_init(&s->loop, &s->sigint);
+    (void)uv_signal_init(&s->loop, &s->sigusr1);
     s->timer.data = s;
     s->idle.data = s;
+    s->sigusr1.data = s;
     (void)uv_timer_start(&s->timer, on_tick, TICK_MS, TICK_MS);
     (void)uv_signal_start(&s->sigterm, on_signal, SIGTERM);
     (void)uv_signal_start(&s->sigint, on_signal, SIGINT);
+    (void)uv_signal_start(&s->sigusr1, on_usr1, SIGUSR1);
 }
 
 int service_run(const struct service_config *config, struct err *err)
@@ -333,6 +348,7 @@ int service_run(const struct service_config *config, struct err *err)
     gather_init(&s->gather, config->tp_size);
     clients_init(&s->clients, config->slots_max);
     report_init(&s->report, config->tp_size, clock_mono_us());
+    watchdog_init(&s->watchdog, config->tp_size, clock_mono_us());
     s->status = start_buses(s, err);
     if (s->status == 0) {
         log_say("Initializing tensor parallelism with %u ranks", config->tp_size);

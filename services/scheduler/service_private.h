@@ -11,28 +11,20 @@
 #include "services/scheduler/group.h"
 #include "services/scheduler/report.h"
 #include "services/scheduler/service.h"
+#include "services/scheduler/watchdog.h"
 
 #include <uv.h>
-
-/* What the launcher was told last. */
-struct control_status {
-    uint64_t epoch; /* 0: nothing */
-    bool ready;
-    uint64_t ranks;
-    uint32_t pages_total, pages_free, running, waiting;
-};
 
 struct service {
     const struct service_config *config;
     uv_loop_t loop;
     uv_timer_t timer;
     uv_idle_t idle;
-    uv_signal_t sigterm, sigint;
+    uv_signal_t sigterm, sigint, sigusr1;
     struct bus *tokenizers;
     struct bus *workers;
     struct bus *control;       /* NULL: there is no launcher */
     struct bus_peer *launcher; /* NULL: not connected */
-    struct control_status told;
     struct bus_peer *ranks[GROUP_RANKS_MAX];
     struct group group;
     struct gather gather;
@@ -40,6 +32,7 @@ struct service {
     int64_t oldest_us; /* since then the ranks have had nothing before the oldest step */
     struct clients clients;
     struct report report;
+    struct watchdog watchdog;
     struct scheduler *core; /* NULL until all ranks were loaded once */
     bool ready;             /* steps can be sent */
     bool was_ready;
@@ -59,11 +52,11 @@ bool service_failed(const struct service *s);
  */
 void service_plan_soon(struct service *s);
 
-/* Why there are no ranks; "" when there are. */
-const char *service_reason(const struct service *s);
-
 /* Tells the tokenizers and the launcher whether there are ranks. */
 void service_send_states(struct service *s);
+
+/* Why there are none; "" when there are. */
+const char *service_reason(const struct service *s);
 
 /* Tells the owners of sequences that can not go on. */
 void service_send_failures(struct service *s, const struct scheduler_failure *failed,
@@ -90,7 +83,7 @@ void ranks_lost(struct service *s, uint64_t next);
 
 int control_connect(struct service *s, const struct bus_config *shared, struct err *err);
 
-/* Tells the launcher, if there is one, what has changed. */
+/* How this replica is doing, for the launcher if there is one. */
 void control_status(struct service *s);
 
 /* Tells the launcher, if there is one, that the ranks of that epoch are lost. */

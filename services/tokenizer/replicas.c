@@ -59,19 +59,27 @@ static bool replica_ready(const struct replica *r)
     return r->peer && r->state.ready;
 }
 
-struct replica *replicas_choose(struct replicas *r, const uint32_t *prompt, size_t prompt_count)
+/* Those that are ready, or that will be; returns how many. */
+static uint32_t dispatch_view(const struct replicas *r, bool ready, struct dispatch_replica *view)
 {
-    struct dispatch_replica view[DISPATCH_REPLICAS_MAX];
-    bool any = false;
+    uint32_t count = 0;
 
     for (uint32_t i = 0; i < r->count; i++) {
         const struct replica *one = &r->list[i];
         int64_t load = one->reported > one->in_flight ? one->reported : one->in_flight;
 
-        view[i] = (struct dispatch_replica){replica_ready(one), (uint32_t)load};
-        any = any || view[i].ready;
+        view[i].ready = one->peer && (ready ? one->state.ready : one->was_ready);
+        view[i].load = (uint32_t)load;
+        count += view[i].ready;
     }
-    if (!any)
+    return count;
+}
+
+struct replica *replicas_choose(struct replicas *r, const uint32_t *prompt, size_t prompt_count)
+{
+    struct dispatch_replica view[DISPATCH_REPLICAS_MAX];
+
+    if (!dispatch_view(r, true, view) && !dispatch_view(r, false, view))
         return NULL;
     if (r->count == 1)
         return r->list;
@@ -93,27 +101,35 @@ void replica_ended(struct replica *r)
 void replica_up(struct replica *r, struct bus_peer *peer)
 {
     r->peer = peer;
+    r->was_ready = false;
     r->state = (struct proto_state){.reason = proto_str("loading")};
 }
 
 void replica_down(struct replicas *all, struct replica *r)
 {
     r->peer = NULL;
-    r->state = (struct proto_state){.reason = proto_str("the scheduler is gone")};
+    r->state = (struct proto_state){.reason = proto_str("recovering")};
     r->reported = 0;
     r->stats = NULL;
     all->policy->lost(all->policy_state, r->index);
 }
 
-void replica_state(struct replica *r, const struct proto_state *state)
+/* A copy in memory of the replica's. */
+static struct proto_str keep(struct proto_str text, char *memory, size_t size)
 {
-    size_t n = state->device.len < sizeof r->device ? state->device.len : sizeof r->device;
+    size_t n = text.len < size ? text.len : size;
 
     if (n)
-        memcpy(r->device, state->device.data, n);
+        memcpy(memory, text.data, n);
+    return (struct proto_str){memory, n};
+}
+
+void replica_state(struct replica *r, const struct proto_state *state)
+{
     r->state = *state;
-    r->state.device = (struct proto_str){r->device, n};
-    r->state.reason = proto_str(state->ready ? "" : "loading");
+    r->state.device = keep(state->device, r->device, sizeof r->device);
+    r->state.reason = keep(state->reason, r->reason, sizeof r->reason);
+    r->was_ready = r->was_ready || state->ready;
 }
 
 /* Sequences that run and wait, as the scheduler says; it comes first among its sources. */

@@ -13,7 +13,9 @@ struct replica {
     struct bus *bus;
     struct bus_peer *peer;    /* NULL: not connected */
     struct proto_state state; /* the last one; not ready while not connected */
+    bool was_ready;           /* this process was: it takes requests while its ranks recover */
     char device[16];
+    char reason[256];
     uint32_t in_flight; /* our own sequences there */
     int64_t reported;   /* all sequences by its last STATS, and ours begun less ended since */
     struct proto_arena arena;
@@ -34,7 +36,7 @@ int replicas_open(struct replicas *r, struct service *service, const char *endpo
 void replicas_close(struct replicas *r); /* the buses */
 void replicas_fini(struct replicas *r);
 
-/* The one that takes a prompt; NULL when none is ready. */
+/* The one that takes a prompt: one that is ready, else one that will be again; NULL: none. */
 struct replica *replicas_choose(struct replicas *r, const uint32_t *prompt, size_t prompt_count);
 
 /* A sequence of ours began there or ended. */

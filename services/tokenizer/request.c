@@ -8,11 +8,6 @@
 #include <string.h>
 #include <time.h>
 
-#define COUNT(NAME, high, what) NAME = (high),
-enum request_limit {
-#include "proto/limits.def"
-};
-
 struct request *request_new(const struct proto_header *header, const struct proto_generate *g,
                             struct err *err)
 {
@@ -41,8 +36,10 @@ void request_free(struct request **self)
 
     if (!r)
         return;
-    for (uint32_t i = 0; r->sequences && i < r->generate.n; i++)
+    for (uint32_t i = 0; r->sequences && i < r->generate.n; i++) {
         detok_fini(&r->sequences[i].detok);
+        ids_fini(&r->sequences[i].ids);
+    }
     free(r->sequences);
     free(r->stops);
     ids_fini(&r->prompt);
@@ -104,8 +101,8 @@ static int check_prompt_logprobs(const struct request *r, struct err *err)
                    r->prompt.len, r->generate.n, (uint32_t)s->logprobs + 1, LIMIT_PROMPT_LOGPROBS);
 }
 
-int request_encode(struct request *r, const struct tokenizer *t, const struct chat *chat,
-                   struct err *err)
+static int encode_prompt(struct request *r, const struct tokenizer *t, const struct chat *chat,
+                         struct err *err)
 {
     const struct proto_generate *g = &r->generate;
     int rc = 0;
@@ -136,21 +133,74 @@ int request_encode(struct request *r, const struct tokenizer *t, const struct ch
     return rc ? rc : check_prompt_logprobs(r, err);
 }
 
-void request_sequences(struct request *r, const struct tokenizer *t, uint64_t first_sid)
+static void sequences_new(struct request *r, const struct tokenizer *t)
 {
     bool continues = false;
 
     for (size_t i = 0; i < r->prompt.len && !continues; i++)
         continues = !tokenizer_is_special(t, r->prompt.data[i]);
     r->sequences = mem_array(r->generate.n, sizeof *r->sequences);
-    r->live = r->generate.n;
+    r->open = r->generate.n;
     for (uint32_t i = 0; i < r->generate.n; i++) {
         struct sequence *q = &r->sequences[i];
 
-        q->sid = first_sid + i;
         q->request = r;
         q->choice = i;
         detok_init(&q->detok, t, r->stops, r->generate.stops_count, r->generate.skip_special_tokens,
                    continues);
     }
+}
+
+/* The detokenizer sees the tokens that the client has text of, one by one as it did before: it then
+ * holds back what it held back, and the text so far must be as long. */
+static int sequence_resume(struct sequence *q, const struct proto_resumed *from, struct err *err)
+{
+    struct buf text = {0};
+    int stop = -1;
+    size_t len;
+
+    for (uint32_t i = 0; i < from->ids_count && stop < 0; i++) {
+        ids_push(&q->ids, from->ids[i]);
+        stop = detok_push(&q->detok, &from->ids[i], 1, &text);
+    }
+    len = text.len + (from->ids_count ? q->request->echo.len : 0);
+    buf_fini(&text);
+    if (stop >= 0 || len != from->text_bytes)
+        return err_set(err, ERR_INTERNAL,
+                       "choice %u can not go on: its %u tokens make %zu bytes of text, not %llu",
+                       q->choice, from->ids_count, len, (unsigned long long)from->text_bytes);
+    q->scored = from->prompt_scored;
+    return 0;
+}
+
+/* Where each choice stands that another tokenizer had begun. */
+static int sequences_resume(struct request *r, struct err *err)
+{
+    const struct proto_generate *g = &r->generate;
+
+    for (uint32_t i = 0; i < g->resumed_count; i++) {
+        const struct proto_resumed *from = &g->resumed[i];
+        struct sequence *q = from->choice < g->n ? &r->sequences[from->choice] : NULL;
+        int rc;
+
+        if (!q || q->ended || q->ids.len || from->prompt_scored > r->prompt.len)
+            return err_set(err, ERR_PROTOCOL, "GENERATE.resumed[%u] is not possible", i);
+        q->ended = from->ended;
+        r->open -= q->ended;
+        rc = q->ended ? 0 : sequence_resume(q, from, err);
+        if (rc)
+            return rc;
+    }
+    return r->open ? 0 : err_set(err, ERR_PROTOCOL, "every choice of the request has ended");
+}
+
+int request_encode(struct request *r, const struct tokenizer *t, const struct chat *chat,
+                   struct err *err)
+{
+    int rc = encode_prompt(r, t, chat, err);
+
+    if (rc)
+        return rc;
+    sequences_new(r, t);
+    return sequences_resume(r, err);
 }

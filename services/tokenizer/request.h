@@ -11,6 +11,11 @@
 #include <uthash.h>
 #include <uv.h>
 
+#define COUNT(NAME, high, what) NAME = (high),
+enum request_limit {
+#include "proto/limits.def"
+};
+
 struct service;
 struct request;
 
@@ -20,9 +25,10 @@ struct sequence {
     struct request *request;
     uint32_t choice;
     struct detok detok;
-    uint32_t completion_tokens;
+    struct ids ids;  /* its tokens so far: what another scheduler goes on from */
     uint32_t scored; /* prompt tokens whose log probabilities are passed on */
     bool live;       /* the scheduler may still send tokens */
+    bool ended;      /* its last chunk is out */
     UT_hash_handle hh;
 };
 
@@ -39,14 +45,16 @@ struct request {
     struct proto_arena arena;
     struct detok_stop *stops;
     struct ids prompt;
-    struct replica *replica; /* NULL: not yet chosen */
+    struct replica *replica; /* NULL: not chosen; once opened it waits for one */
     struct buf echo;         /* the prompt's text when it is to be echoed */
-    uint32_t live;           /* sequences not yet ended */
+    bool paused;             /* its reader is behind */
+    bool opened;             /* its sequences have ids */
+    uint32_t open;           /* sequences not yet ended */
     struct sequence *sequences;
 
     /* Encoding, on another thread until `encoding` is false again. */
     uv_work_t work;
-    bool encoding, gone; /* gone: aborted while encoding */
+    bool encoding, gone; /* gone: ended while encoding */
     int status;
     struct err err;
     UT_hash_handle hh;
@@ -57,12 +65,10 @@ struct request *request_new(const struct proto_header *header, const struct prot
                             struct err *err);
 void request_free(struct request **self);
 
-/* Fills prompt (and echo) from the request's text, ids or messages. Runs on any thread: touches
- * nothing but the request and the immutable tokenizer and chat. Errors are the client's fault. */
+/* From the request's text, ids or messages: the prompt, its sequences (without ids yet) and where
+ * those stand that another tokenizer had begun. Runs on any thread: touches nothing but the request
+ * and the immutable tokenizer and chat. Errors are the client's fault, but for ERR_INTERNAL. */
 int request_encode(struct request *r, const struct tokenizer *t, const struct chat *chat,
                    struct err *err);
-
-/* Sequences and their detokenizers, once the prompt is known. first_sid: the first one's id. */
-void request_sequences(struct request *r, const struct tokenizer *t, uint64_t first_sid);
 
 #endif

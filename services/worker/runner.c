@@ -141,8 +141,10 @@ static int runner_end(struct runner *r, struct err *err)
     const struct begun b = r->begun[0];
     struct engine_result result;
     struct proto_step_done done = {.step = b.step, .rank = r->config.rank};
-    int rc = r->kind->end(r->engine, &result, err);
+    int rc;
 
+    r->doing = "ending a step: computing, or waiting for the other ranks";
+    rc = r->kind->end(r->engine, &result, err);
     if (rc)
         return rc;
     memmove(r->begun, r->begun + 1, --r->begun_count * sizeof *r->begun);
@@ -166,6 +168,7 @@ static int runner_take(struct runner *r, struct proto_arena *arena, const struct
 
     if (rc)
         return rc;
+    r->doing = header.type == PROTO_STEP ? "beginning a step" : "taking KV pages";
     if (header.type == PROTO_KV_ALLOC)
         return runner_kv_alloc(r, message, err);
     if (header.type == PROTO_STEP)
@@ -178,6 +181,7 @@ static int runner_take(struct runner *r, struct proto_arena *arena, const struct
  * once, so that the device never waits for it. */
 static bool runner_receive(struct runner *r, struct buf *bytes, bool *closed)
 {
+    r->doing = r->begun_count ? "waiting for the device" : "waiting for work";
     if (!r->begun_count) {
         *closed = !mailbox_wait(r->in, bytes);
         return true;

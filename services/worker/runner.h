@@ -29,6 +29,7 @@ struct runner {
     struct proto_arena gathered_arena;
     struct begun begun[RUNNER_STEPS_MAX];
     uint32_t begun_count;
+    _Atomic(const char *) doing; /* what the thread is at, for the log of others */
     pthread_t thread;
 };
 

@@ -1,5 +1,6 @@
 #include "services/worker/worker.h"
 
+#include "common/clock.h"
 #include "common/log.h"
 #include "common/metrics.h"
 #include "proto/bus.h"
@@ -14,7 +15,8 @@
 #include <xxhash.h>
 
 #define STATS_PERIOD_MS 2000
-#define STOP_WAIT_MS 300 /* for the engine's thread, which may be in a collective */
+#define STALL_US 8000000 /* a step that takes longer is worth a line */
+#define STOP_WAIT_MS 300  /* for the engine's thread, which may be in a collective */
 /* A step under way when the scheduler dies ends by itself when all ranks got it. */
 #define LAST_STEP_MS 5000
 
@@ -36,6 +38,8 @@ struct worker {
     struct buf loaded; /* LOADED: said again to every scheduler that comes */
     uint64_t steps;    /* with rows, that the engine was given since the ranks met */
     uint32_t asked;    /* messages that the engine has not answered */
+    uint64_t step;     /* the last that it was given */
+    int64_t moved_us;  /* when it answered last, or was asked while idle; 0: that was told */
     bool between;      /* from a scheduler that is gone to the next: the engine is not idle yet */
     char gone[160];    /* why the one before is, until there is one */
     uv_timer_t between_timer;
@@ -140,6 +144,7 @@ static int forward_one(struct worker *w, const struct proto_header *header, cons
         break;
     default:
         w->asked--;
+        w->moved_us = clock_mono_us();
         if (w->between)
             return 0; /* for a scheduler that is gone */
     }
@@ -186,6 +191,20 @@ static void notify(void *ctx)
     (void)uv_async_send(&w->mail);
 }
 
+/* This loop turns, the engine's thread does not: a line, once. */
+static void check_stall(struct worker *w)
+{
+    int64_t for_us = clock_mono_us() - w->moved_us;
+
+    if (!w->asked || !w->moved_us || for_us < STALL_US)
+        return;
+    log_warn(
+        "rank=%u unanswered=%u last_step=%llu for_s=%.1f \"the engine has not answered; it is %s\"",
+        w->config->engine.rank, w->asked, (unsigned long long)w->step, (double)for_us / 1e6,
+        w->runner.doing);
+    w->moved_us = 0;
+}
+
 static void on_timer(uv_timer_t *handle)
 {
     struct worker *w = handle->data;
@@ -194,6 +213,7 @@ static void on_timer(uv_timer_t *handle)
     struct proto_stats message = {.sources = &source, .sources_count = 1};
     struct err err;
 
+    check_stall(w);
     if (!w->peer)
         return;
     metrics_sample_process(&w->metrics);
@@ -249,12 +269,15 @@ static void on_message(void *ctx, struct bus_peer *peer, const struct proto_head
     (void)peer;
     if (w->stopping)
         return;
-    if (header->type == PROTO_STEP || header->type == PROTO_KV_ALLOC)
-        w->asked++;
-    else if (header->type != PROTO_GATHERED)
+    if ((header->type == PROTO_STEP || header->type == PROTO_KV_ALLOC) && !w->asked++)
+        w->moved_us = clock_mono_us();
+    if (header->type != PROTO_STEP && header->type != PROTO_KV_ALLOC &&
+        header->type != PROTO_GATHERED)
         rc = err_set(&err, ERR_PROTOCOL, "%s is not for a worker", proto_type_name(header->type));
-    if (header->type == PROTO_STEP)
+    if (header->type == PROTO_STEP) {
         w->steps += step->rows_count > 0;
+        w->step = step->step;
+    }
     if (!rc)
         rc = mailbox_push(&w->in, header->type, message, &err);
     if (rc)

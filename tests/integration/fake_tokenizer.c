@@ -4,11 +4,13 @@
  * usage: fake_tokenizer ENDPOINT [MAX_RUNNING]
  *
  * Choice c of a request gets the tokens "t0 ", "t1 ", ... (ids 100, 101, ...), one a millisecond,
- * max_tokens of them (8 when unlimited). Words in the prompt change that:
+ * max_tokens of them (8 when unlimited), from where GENERATE.resumed says. Those of a request in
+ * PAUSE wait. Words in the prompt change that:
  *   @hang       no token ever        @fail=N     FAILED with status N
  *   @stop=N     FINISH_STOP after N  @error=N    FINISH_ERROR after N
  *   @burst=N    N tokens of 1,000 bytes each in every CHUNKS message
- *   @die=N      the process ends after N tokens
+ *   @die=N      the process ends after N tokens, unless it was resumed
+ *   @deaf       PAUSE is ignored
  *   @hostile    tokens of newlines, quotes and U+2028
  * SIGUSR1 turns "ready" off and on again. */
 #include "common/mem.h"
@@ -26,7 +28,8 @@ struct run {
     struct run *next;
     uint64_t rid;
     uint32_t n, emitted, max, stop, error, die, burst;
-    bool hang, hostile;
+    bool hang, hostile, deaf, paused;
+    uint32_t got[128]; /* tokens that choices have from an earlier process; UINT32_MAX: ended */
     int64_t logprobs;
     char *echo; /* owned; NULL: none */
 };
@@ -79,11 +82,14 @@ static void on_generate(struct fake *f, uint64_t rid, const struct proto_generat
     run->max = g->sampling.max_tokens ? g->sampling.max_tokens : 8;
     run->stop = word_value(text, "@stop=");
     run->error = word_value(text, "@error=");
-    run->die = word_value(text, "@die=");
+    run->die = g->resumed_count ? 0 : word_value(text, "@die=");
     run->burst = word_value(text, "@burst=");
     run->hang = strstr(text, "@hang") != NULL;
+    run->deaf = strstr(text, "@deaf") != NULL;
     run->hostile = strstr(text, "@hostile") != NULL;
     run->logprobs = g->sampling.logprobs;
+    for (uint32_t i = 0; i < g->resumed_count; i++)
+        run->got[g->resumed[i].choice] = g->resumed[i].ended ? UINT32_MAX : g->resumed[i].ids_count;
     run->echo = g->echo ? text : NULL;
     if (!g->echo)
         free(text);
@@ -95,6 +101,13 @@ static void on_generate(struct fake *f, uint64_t rid, const struct proto_generat
     }
     run->next = f->runs;
     f->runs = run;
+}
+
+static void run_pause(struct fake *f, uint64_t rid, bool paused)
+{
+    for (struct run *run = f->runs; run; run = run->next)
+        if (run->rid == rid)
+            run->paused = paused && !run->deaf;
 }
 
 static void run_drop(struct fake *f, uint64_t rid)
@@ -122,6 +135,8 @@ static void on_message(void *ctx, struct bus_peer *peer, const struct proto_head
         on_generate(f, header->id, message);
     else if (header->type == PROTO_ABORT)
         run_drop(f, header->id);
+    else if (header->type == PROTO_PAUSE)
+        run_pause(f, header->id, ((const struct proto_pause *)message)->paused);
 }
 
 static void on_up(void *ctx, struct bus_peer *peer)
@@ -225,9 +240,10 @@ static void on_tick(uv_timer_t *timer)
         uint32_t burst = run->burst ? run->burst : 1;
 
         next = run->next;
-        for (uint32_t i = 0; i < burst && !run->hang && !run_over(run); i++) {
+        for (uint32_t i = 0; i < burst && !run->hang && !run->paused && !run_over(run); i++) {
             for (uint32_t c = 0; c < run->n; c++)
-                choice_send(f, run, c);
+                if (run->emitted >= run->got[c])
+                    choice_send(f, run, c);
             run->emitted++;
         }
         if (run->die && run->emitted == run->die)

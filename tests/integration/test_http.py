@@ -609,10 +609,10 @@ def test_slow_clients(gw):
             until(lambda: f"id={prompt[-6:]} " in gw.log(), 60, "the end of a reader that sleeps")
 
     def flooded():  # passes the bound of what is gathered for it
-        sleeping_reader("@burst=50 flood1", 1000000)
+        sleeping_reader("@burst=50 @deaf flood1", 1000000)
 
     def starved():  # does not, but takes nothing for 30 s
-        sleeping_reader("@burst=1 starve", 7000)
+        sleeping_reader("@burst=1 @deaf starve", 7000)
 
     rss = gw.metric("process_resident_memory_bytes")
     with concurrent.futures.ThreadPoolExecutor(5) as pool:
@@ -635,7 +635,7 @@ def test_paused_stream_loses_nothing(gw):
     with gw.connect() as s:
         s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
         s.sendall(post_bytes("/v1/completions", json.dumps(
-            {"prompt": "@burst=20", "max_tokens": 3500, "stream": True}), "Connection: close\r\n"))
+            {"prompt": "@burst=20 @deaf", "max_tokens": 3500, "stream": True}), "Connection: close\r\n"))
         time.sleep(1)
         reply = read_all(s)
     body, at = b"", reply.index(b"\r\n\r\n") + 4
@@ -674,7 +674,7 @@ def test_api_key():
             client.models.list()
 
 
-def test_not_ready_lost_and_back():
+def test_not_ready_and_back():
     with Gateway(fake=False) as g:
         r = g.http.get("/health/ready")
         assert r.status_code == 503 and r.headers["retry-after"] and "loading" in r.text
@@ -686,25 +686,133 @@ def test_not_ready_lost_and_back():
         until(lambda: f"API server is ready to serve on 127.0.0.1:{g.port}\n" in g.log())
         g.fake.send_signal(signal.SIGUSR1)
         until(lambda: g.http.get("/health").status_code == 503)
-        assert "recovering" in g.http.post("/v1/completions", json={"prompt": "a"}).text
+        assert "recovering" in g.http.get("/health_generate").text
         g.fake.send_signal(signal.SIGUSR1)
         until(lambda: g.http.get("/health").status_code == 200)
-        with concurrent.futures.ThreadPoolExecutor(2) as pool:
-            whole = pool.submit(g.http.post, "/v1/completions", json={"prompt": "@hang"})
-            stream = pool.submit(g.http.post, "/v1/completions",
-                                 json={"prompt": "a", "stream": True, "max_tokens": 1000000})
+        assert g.http.get("/health_generate").status_code == 200
+        assert g.log().count("ready to serve") == 1
+
+
+def without_chance(text):
+    """An answer without what differs from request to request."""
+    return re.sub(r'"(id|created)":("[^"]*"|\d+)', "", text)
+
+
+BODIES = [
+    {"prompt": "x @die=40", "max_tokens": 100},
+    {"prompt": "x @die=40", "max_tokens": 100, "stream": True, "return_token_ids": True,
+     "stream_options": {"include_usage": True}},
+    {"prompt": "x @die=40", "max_tokens": 100, "n": 3, "echo": True, "logprobs": 2, "stream": True},
+    {"prompt": ["y @die=40", "z"], "max_tokens": 60, "n": 2, "logprobs": 0},
+]
+
+
+@pytest.mark.parametrize("body", BODIES, ids=range(len(BODIES)))
+def test_a_tokenizer_dies(body):
+    """The answer is what it would have been. The next tokenizer does not die."""
+    with Gateway() as g:
+        calm = json.loads(json.dumps(body).replace("@die=40", "@low=40"))
+        expected = g.http.post("/v1/completions", json=calm).text.replace("@low", "@die")
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            answer = pool.submit(g.http.post, "/v1/completions", json=body)
+            g.fake.wait(10 * PATIENCE)
+            g.start_fake()
+            assert without_chance(answer.result().text) == without_chance(expected)
+        assert " replays=1" in g.seen("GENERATE")[0]
+
+
+def test_replays_are_bounded():
+    with Gateway() as g, concurrent.futures.ThreadPoolExecutor(2) as pool:
+        whole = pool.submit(g.http.post, "/v1/completions", json={"prompt": "@hang"})
+        stream = pool.submit(g.http.post, "/v1/completions",
+                             json={"prompt": "a", "stream": True, "max_tokens": 20000})
+        for i in range(4):
             until(lambda: len(g.seen("GENERATE")) == 2)
-            time.sleep(0.2)
+            assert all(f" replays={i}" in line for line in g.seen("GENERATE"))
+            time.sleep(0.1)
             g.fake.kill()
             g.fake.wait()
-            assert whole.result().status_code == 503 and whole.result().headers["retry-after"]
-            found = events(stream.result().text)
-            assert found[-1]["error"]["type"] == "server_error" and found[0]["choices"]
-        assert g.http.get("/health").status_code == 503
-        g.start_fake()
-        until(lambda: g.http.get("/health").status_code == 200)
+            if i < 3:
+                g.start_fake()
+        assert whole.result().status_code == 503 and whole.result().headers["retry-after"]
+        assert whole.result().json()["error"]["code"] == "replays_exhausted"
+        *found, last = events(stream.result().text)
+        assert last["error"]["code"] == "replays_exhausted"
+        text = "".join(e["choices"][0]["text"] for e in found)
+        assert len(text.split()) > 4 and text == "".join(f"t{i} " for i in range(len(text.split())))
+
+
+def test_kept_requests_are_bounded():
+    """Requests are kept until they are over: 512 MiB of them at most."""
+    body = json.dumps({"prompt": "@hang" + "x" * (8 * 2**20 - 1024), "max_tokens": 1}).encode()
+    head = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body)
+    with Gateway() as g:
+        clients = []
+        for i in range(64):
+            clients.append(g.connect())
+            clients[-1].sendall(head + body)
+            until(lambda: len(g.seen("GENERATE")) == i + 1)
+        refused = g.http.post("/v1/completions", content=body, headers=JSON)
+        assert refused.status_code == 429 and "more than 536870912 bytes" in refused.text
+        for s in clients:
+            s.close()
+        until(lambda: g.metric("requests_in_flight") == 0)
+        small = body.replace(b"@hang", b"@fine")
+        assert g.http.post("/v1/completions", content=small, headers=JSON).status_code == 200
+
+
+def test_recovery_queue():
+    with Gateway("--recovery-queue", "2", "--request-timeout", "3") as g:
+        g.fake.send_signal(signal.SIGUSR1)
+        until(lambda: g.http.get("/health/ready").status_code == 503)
+        body = json.dumps({"prompt": "a", "max_tokens": 2}).encode()
+        request = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s" % (
+            len(body), body)
+        with g.connect() as first, g.connect() as second, g.connect() as third:
+            for s in (first, second):
+                s.sendall(request)
+            until(lambda: g.metric("requests_in_flight") == 2)
+            refused = g.http.post("/v1/completions", json={"prompt": "a"})
+            assert refused.status_code == 503 and refused.headers["retry-after"]
+            assert "limit is 2" in refused.text and "recovering" in refused.text
+            assert g.http.get("/health_generate").status_code == 503
+            second.close()  # makes room
+            until(lambda: g.metric("requests_in_flight") == 1)
+            third.sendall(request)
+            until(lambda: g.metric("requests_in_flight") == 2)
+            assert not g.seen("GENERATE")
+            g.fake.send_signal(signal.SIGUSR1)
+            for s in (first, third):
+                status, _, answer = read_reply(s)
+                assert status == 200 and json.loads(answer)["choices"][0]["text"] == "t0 t1 "
+        assert len(g.seen("GENERATE")) == 2 and not g.seen("ABORT")
+        g.fake.send_signal(signal.SIGUSR1)
+        until(lambda: g.http.get("/health/ready").status_code == 503)
+        assert g.http.post("/v1/completions", json={"prompt": "late"}).status_code == 408
+        g.fake.send_signal(signal.SIGUSR1)
+        until(lambda: g.http.get("/health/ready").status_code == 200)
         assert g.http.post("/v1/completions", json={"prompt": "a"}).status_code == 200
-        assert g.log().count("ready to serve") == 1
+        assert len(g.seen("GENERATE")) == 3
+
+
+def test_slow_reader_pauses():
+    """The tokenizer is told, twice at most by a reader that stops once, never by one that reads."""
+    with Gateway() as g:
+        fast = g.http.post("/v1/completions", json={"prompt": "a @burst=4", "max_tokens": 4000,
+                                                    "stream": True})
+        assert len(events(fast.text)) == 4002 and not g.seen("PAUSE")
+        body = json.dumps({"prompt": "a @burst=4", "max_tokens": 3000, "stream": True}).encode()
+        with g.connect() as s:
+            s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
+            s.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
+                      b"Content-Length: %d\r\n\r\n%s" % (len(body), body))
+            until(lambda: g.seen("PAUSE"), what="PAUSE")
+            assert g.seen("PAUSE")[0].endswith("paused=true")
+            time.sleep(0.3)
+            assert len(g.seen("PAUSE")) == 1
+            data = read_all(s)
+        assert g.seen("PAUSE")[1].endswith("paused=false")
+        assert data.count(b"data: ") == 3002 and b"[DONE]" in data
 
 
 def test_queue_bound():

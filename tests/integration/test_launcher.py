@@ -448,7 +448,7 @@ def test_curl_line_only_when_ready(start, place):
     assert '"model":"tiny"' in line
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_stop(start, number):
     server = start().ready()
     children = server.children()

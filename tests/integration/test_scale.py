@@ -147,21 +147,17 @@ def test_dispatch(policy):
 
 
 def test_replica_dies_and_comes_back():
-    """Streams of the others go on untouched; the dead one's end with an error; it starts again."""
+    """No stream notices; the replica starts again and takes its share."""
     with null_server("--dp-size", 2, "--null-step-us", 5000) as s:
         settled(s)
         until(lambda: len(generated(s)) == 2, what="both replicas")
         with concurrent.futures.ThreadPoolExecutor() as pool:
-            running = pool.submit(streams, s, 40, 400, check=False)
+            running = pool.submit(streams, s, 40, 400)
             until(lambda: s.metric("num_requests_running") == 40, what="all running")
-            lost = s.metric("num_requests_running", "scheduler-1")
+            assert s.metric("num_requests_running", "scheduler-1") > 0
             os.kill(named(s)["worker-1"], signal.SIGKILL)
-            report = running.result()
-        assert 0 < lost < 40
-        assert report["wrong"] == 0
-        assert report["failed"] == lost
-        assert report["tokens"] >= (40 - lost) * 400
-        until(lambda: "ranks of replica 1 start again (epoch 2)" in s.log(), what="restart")
+            running.result()
+        until(lambda: "replica 1 starts again (epoch 2)" in s.log(), what="restart")
         until(lambda: len(re.findall(r"scheduler-1 worker=worker-1 connected", s.log())) == 2,
               what="the new ranks")
         before = generated(s)
@@ -171,46 +167,48 @@ def test_replica_dies_and_comes_back():
         assert generated(s)["scheduler-1"] > 0
 
 
-def test_queued_requests_move():
-    """What a dead replica had not begun is done by another, and the client does not notice."""
+def test_requests_of_a_dead_scheduler_move():
+    """What it had, running or not, is done by the other, and the client does not notice."""
     with null_server("--dp-size", 2, "--null-step-us", 3000, "--max-running-requests", 8) as s:
         settled(s)
         until(lambda: len(generated(s)) == 2, what="both replicas")
         with concurrent.futures.ThreadPoolExecutor() as pool:
-            running = pool.submit(streams, s, 100, 100, check=False)
+            running = pool.submit(streams, s, 100, 100)
             until(lambda: s.metric("num_requests_waiting") > 60, what="a queue")
-            os.kill(named(s)["worker-1"], signal.SIGKILL)
-            report = running.result()
-        assert report["wrong"] == 0
-        assert 0 < report["failed"] <= 16  # the eight that ran, and those that began meanwhile
-        assert report["tokens"] >= (100 - report["failed"]) * 100
+            os.kill(named(s)["scheduler-1"], signal.SIGKILL)
+            running.result()
+        assert re.search(r"begun anew: [1-9]", s.log())
 
 
-def test_half_scored_request_does_not_move():
-    """Log probabilities of its prompt have been passed on: another replica would begin anew."""
-    with null_server("--dp-size", 2, "--null-step-us", 400000, "--chunked-prefill-size", 128,
-                     "--context-length", 8192) as s:
+def test_half_scored_request_moves():
+    """Log probabilities of its prompt have been passed on: each still comes once."""
+    body = {"input_ids": list(range(5, 2005)) * 2, "return_logprob": True, "logprob_start_len": 0,
+            "sampling_params": {"max_new_tokens": 2, "sampling_seed": 1}}
+    with null_server("--dp-size", 2, "--null-step-us", 50000, "--chunked-prefill-size", 128,
+                     "--context-length", 8192, "--cache-type", "naive") as s:
         settled(s)
+        calm = s.post("/generate", body)
+        assert len(calm[1]["meta_info"]["input_token_logprobs"]) == 4000
         until(lambda: len(generated(s)) == 2, what="both replicas")
         with concurrent.futures.ThreadPoolExecutor() as pool:
-            asked = pool.submit(s.post, "/generate", {
-                "input_ids": list(range(5, 2005)) * 2, "return_logprob": True,
-                "logprob_start_len": 0, "sampling_params": {"max_new_tokens": 0}})
+            asked = pool.submit(s.post, "/generate", body)
             until(lambda: s.metric("num_requests_running") == 1, what="it runs")
             at = [i for i in range(2) if s.metric("num_requests_running", f"scheduler-{i}")]
-            time.sleep(1)  # two steps of some thirty
-            os.kill(named(s)[f"worker-{at[0]}"], signal.SIGKILL)
+            time.sleep(0.5)  # ten steps of some thirty
+            os.kill(named(s)[f"scheduler-{at[0]}"], signal.SIGKILL)
             status, answer = asked.result()
-        assert (status, answer["error"]["message"]) == (503, "the scheduler went away")
-        assert "requests ended: 1, moved: 0" in s.log()
+        assert status == 200 and answer["output_ids"] == [token(1, i) for i in range(2)]
+        for answered in (answer, calm[1]):
+            del answered["meta_info"]["id"]
+        assert answer == calm[1]
+        assert "begun anew: 1" in s.log()
 
 
-def test_lone_replica_comes_back():
+def test_lone_replica_ends_the_node():
     with null_server() as s:
-        settled(s)
         os.kill(named(s)["worker-0"], signal.SIGKILL)
-        until(lambda: "phalanx: ready again after " in s.log(), what="recovery")
-        assert streams(s, 20, 20)["failed"] == 0
+        assert s.process.wait(10 * PATIENCE) == 1
+        assert "worker-0" in s.log() and "killed by signal 9" in s.log()
 
 
 def test_a_replica_that_always_dies():
@@ -222,11 +220,11 @@ def test_a_replica_that_always_dies():
             os.kill(pid, signal.SIGKILL)
             until(lambda: named(s).get("scheduler-1") != pid, what="its death")
         assert s.process.wait(10 * PATIENCE) == 1
-        assert re.search(r"scheduler-1 .*: more than 5 times within 60 s", s.log())
+        assert "replica 1 died 6 times" in s.log()
 
 
 def test_tokenizer_dies(tmp_path):
-    """A gateway with two tokenizers: one's end costs its own requests only."""
+    """A gateway with two tokenizers: what one had goes on at the other."""
     ports = free_port()
     endpoints = [f"ipc://{tmp_path}/t{i}" for i in range(2)]
     fakes = [subprocess.Popen([FAKE, e, "16"], stdout=subprocess.DEVNULL) for e in endpoints]
@@ -256,7 +254,7 @@ def test_tokenizer_dies(tmp_path):
             time.sleep(0.5)
             fakes[0].kill()
             statuses = [a.result() for a in asked]
-        assert sorted(statuses) == [200, 200, 200, 503, 503, 503]
+        assert statuses == [200] * 6 and "prompts=3" in (tmp_path / "log").read_text()
         assert [ask("short", 3) for _ in range(4)] == [200] * 4
         fakes[0].wait()
         fakes[0] = subprocess.Popen([FAKE, endpoints[0], "16"], stdout=subprocess.DEVNULL)

@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <setjmp.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -67,6 +68,43 @@ static void test_level(void **state)
     assert_string_equal(text, "");
 }
 
+static void hup(int level)
+{
+    assert_int_equal(sigqueue(getpid(), SIGHUP, (union sigval){.sival_int = level}), 0);
+}
+
+static void test_hup(void **state)
+{
+    (void)state;
+    log_init("scheduler-0", LOG_WARN);
+    log_follow_sighup();
+    capture_begin();
+    (void)kill(getpid(), SIGHUP); /* to one's only thread: delivered before it returns */
+    assert_int_equal(log_get_level(), LOG_DEBUG);
+    (void)kill(getpid(), SIGHUP);
+    assert_int_equal(log_get_level(), LOG_WARN);
+    hup(LOG_INFO);
+    assert_int_equal(log_get_level(), LOG_INFO);
+    hup(LOG_ERROR + 1);
+    hup(-1);
+    assert_int_equal(log_get_level(), LOG_INFO);
+    capture_end();
+    assert_string_equal(text, "scheduler-0: log level debug\nscheduler-0: log level warn\n"
+                              "scheduler-0: log level info\nscheduler-0: log level info\n"
+                              "scheduler-0: log level info\n");
+}
+
+static void test_hup_is_ignored(void **state)
+{
+    struct sigaction now;
+
+    (void)state;
+    (void)signal(SIGHUP, SIG_IGN);
+    log_follow_sighup();
+    assert_int_equal(sigaction(SIGHUP, NULL, &now), 0);
+    assert_ptr_equal(now.sa_handler, SIG_IGN);
+}
+
 static void test_long(void **state)
 {
     char word[6000];
@@ -84,9 +122,9 @@ static void test_long(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_line),
-        cmocka_unit_test(test_level),
-        cmocka_unit_test(test_long),
+        cmocka_unit_test(test_line),           cmocka_unit_test(test_level),
+        cmocka_unit_test(test_long),           cmocka_unit_test(test_hup),
+        cmocka_unit_test(test_hup_is_ignored),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -192,6 +192,36 @@ static void test_environment(void **state)
     (void)unsetenv("PHALANX_RANK");
 }
 
+/* Names that others have made usual count for less than ours. */
+static void test_usual_variables(void **state)
+{
+    struct options o;
+    struct err err;
+
+    (void)state;
+    assert_int_equal(setenv("NCCL_TIMEOUT", "90", 1), 0);
+    assert_int_equal(setenv("NCCL_SOCKET_IFNAME", "eth1", 1), 0);
+    assert_int_equal(parse(&o, 'w', "", &err), 0);
+    assert_true(options_float(&o, OPT_DIST_TIMEOUT) == 90);
+    assert_string_equal(options_str(&o, OPT_DIST_INTERFACE), "eth1");
+    options_fini(&o);
+    assert_int_equal(setenv("GLOO_SOCKET_IFNAME", "eth2", 1), 0);
+    assert_int_equal(setenv("PHALANX_DIST_TIMEOUT", "80", 1), 0);
+    assert_int_equal(parse(&o, 's', "", &err), 0);
+    assert_true(options_float(&o, OPT_DIST_TIMEOUT) == 80);
+    options_fini(&o);
+    assert_int_equal(parse(&o, 'w', "--dist-timeout 70", &err), 0);
+    assert_true(options_float(&o, OPT_DIST_TIMEOUT) == 70);
+    assert_string_equal(options_str(&o, OPT_DIST_INTERFACE), "eth2");
+    options_fini(&o);
+    (void)unsetenv("PHALANX_DIST_TIMEOUT");
+    assert_int_equal(setenv("NCCL_TIMEOUT", "soon", 1), 0);
+    refuse('w', "", "NCCL_TIMEOUT: --dist-timeout: 'soon' is not a number from 1 to 86400");
+    (void)unsetenv("NCCL_TIMEOUT");
+    (void)unsetenv("NCCL_SOCKET_IFNAME");
+    (void)unsetenv("GLOO_SOCKET_IFNAME");
+}
+
 static void test_table(void **state)
 {
     struct options o;
@@ -257,6 +287,7 @@ int main(void)
         cmocka_unit_test(test_values),
         cmocka_unit_test(test_long_words),
         cmocka_unit_test(test_environment),
+        cmocka_unit_test(test_usual_variables),
         cmocka_unit_test(test_table),
         cmocka_unit_test(test_texts),
     };

@@ -163,6 +163,33 @@ static void test_token_ids(void **state)
     }
 }
 
+/* What another tokenizer would go on from, in streams too; what is computed again for it does not
+ * change what is said of the prompt. */
+static void test_remembered(void **state)
+{
+    uint32_t ids[] = {7, 0, 4294967295u};
+    struct call call;
+
+    (void)state;
+    call_make(&call, &dialect_completions, 1, 2, true, -1);
+    for (uint32_t i = 0; i < 100; i++) {
+        struct proto_chunk chunk = chunk_of(1, "\xc3\xa9", FINISH_NONE);
+
+        chunk.ids = ids;
+        chunk.ids_count = 3;
+        chunk.completion_tokens = 3 * (i + 1);
+        chunk.cached_tokens = i < 50 ? 1 : 900;
+        call_choice_add(&call, 0, &chunk);
+    }
+    assert_int_equal(call.choices[0].seen_count, 0);
+    assert_int_equal(call.choices[1].seen_count, 300);
+    assert_int_equal(call.choices[1].text_bytes, 200);
+    for (uint32_t i = 0; i < 300; i++)
+        assert_int_equal(call.choices[1].seen[i], ids[i % 3]);
+    assert_int_equal(call.parts[0].cached_tokens, 1);
+    call_fini(&call);
+}
+
 static void test_completions_result(void **state)
 {
     struct buf out = {0};
@@ -401,13 +428,10 @@ static void test_pending(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_chat_events),
-        cmocka_unit_test(test_token_ids),
-        cmocka_unit_test(test_completions_result),
-        cmocka_unit_test(test_logprobs),
-        cmocka_unit_test(test_prompt_logprobs),
-        cmocka_unit_test(test_generate_events),
-        cmocka_unit_test(test_auth),
+        cmocka_unit_test(test_chat_events),     cmocka_unit_test(test_token_ids),
+        cmocka_unit_test(test_remembered),      cmocka_unit_test(test_completions_result),
+        cmocka_unit_test(test_logprobs),        cmocka_unit_test(test_prompt_logprobs),
+        cmocka_unit_test(test_generate_events), cmocka_unit_test(test_auth),
         cmocka_unit_test(test_pending),
     };
 
