@@ -2,66 +2,26 @@
 #include "common/log.h"
 #include "services/scheduler/service_private.h"
 
-#include <stdlib.h>
-#include <string.h>
-
-/* "scheduler-3" is that of replica 3. */
-static uint32_t replica_of(const struct service *s)
-{
-    const char *dash = strrchr(s->config->name, '-');
-
-    return dash ? (uint32_t)strtoul(dash + 1, NULL, 10) : 0;
-}
-
-static void status_fill(const struct service *s, struct control_status *out)
-{
-    struct scheduler_stats stats = {0};
-
-    if (s->core)
-        scheduler_stats(s->core, &stats);
-    *out = (struct control_status){.epoch = bus_epoch(s->workers),
-                                   .ready = s->ready,
-                                   .ranks = s->group.loaded,
-                                   .pages_total = stats.pages_total,
-                                   .pages_free = stats.pages_free,
-                                   .running = stats.running,
-                                   .waiting = stats.waiting};
-}
-
-static bool status_equal(const struct control_status *a, const struct control_status *b)
-{
-    return a->epoch == b->epoch && a->ready == b->ready && a->ranks == b->ranks &&
-           a->pages_total == b->pages_total && a->pages_free == b->pages_free &&
-           a->running == b->running && a->waiting == b->waiting;
-}
-
 void control_status(struct service *s)
 {
-    struct control_status now;
-    struct proto_status m;
+    struct scheduler_stats now = {0};
+    struct proto_status m = {.replica = {.epoch = bus_epoch(s->workers),
+                                         .ready = s->ready,
+                                         .reason = proto_str(service_reason(s)),
+                                         .tp_size = s->group.size,
+                                         .ranks = s->group.loaded}};
     struct err err;
 
     if (!s->launcher)
         return;
-    status_fill(s, &now);
-    if (status_equal(&now, &s->told))
-        return;
-    m.replica = (struct proto_replica_status){
-        .replica = replica_of(s),
-        .epoch = now.epoch,
-        .ready = now.ready,
-        .reason = proto_str(service_reason(s)),
-        .tp_size = s->group.size,
-        .ranks = now.ranks,
-        .pages_total = now.pages_total,
-        .pages_free = now.pages_free,
-        .running = now.running,
-        .waiting = now.waiting,
-    };
+    if (s->core)
+        scheduler_stats(s->core, &now);
+    m.replica.pages_total = now.pages_total;
+    m.replica.pages_free = now.pages_free;
+    m.replica.running = now.running;
+    m.replica.waiting = now.waiting;
     if (bus_send(s->launcher, PROTO_STATUS, 0, &m, &err))
         log_warn("launcher=%s %s", bus_peer_name(s->launcher), err.msg);
-    else
-        s->told = now;
 }
 
 static void on_control_up(void *ctx, struct bus_peer *peer)
@@ -69,7 +29,6 @@ static void on_control_up(void *ctx, struct bus_peer *peer)
     struct service *s = ctx;
 
     s->launcher = peer;
-    s->told = (struct control_status){0};
     control_status(s);
 }
 
@@ -124,8 +83,7 @@ int control_connect(struct service *s, const struct bus_config *shared, struct e
 
 void control_group_down(struct service *s, uint64_t epoch, const char *reason)
 {
-    struct proto_group_down down = {
-        .replica = replica_of(s), .epoch = epoch, .reason = proto_str(reason)};
+    struct proto_group_down down = {.epoch = epoch, .reason = proto_str(reason)};
     struct err err;
 
     if (s->launcher && bus_send(s->launcher, PROTO_GROUP_DOWN, 0, &down, &err))

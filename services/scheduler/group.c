@@ -111,6 +111,7 @@ int group_loaded(struct group *g, const struct proto_loaded *m, struct err *err)
     if (!rc && !g->loaded) {
         g->communicator = m->communicator;
         g->pages_max = UINT32_MAX;
+        g->pages_most = 0;
         g->page_bytes = g->weight_bytes = 0;
         if (!g->known)
             loaded_first(g, m);

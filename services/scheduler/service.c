@@ -270,11 +270,12 @@ static void on_tick(uv_timer_t *timer)
     int64_t now_us = clock_mono_us();
     struct scheduler_stats now;
 
+    if (!service_failed(s))
+        ranks_check_meeting(s, now_us);
     if (service_failed(s))
         return;
     control_status(s);
-    ranks_check_meeting(s, now_us);
-    if (!s->was_ready || service_failed(s))
+    if (!s->was_ready)
         return;
     if (s->ready)
         ranks_check_deadline(s, now_us);

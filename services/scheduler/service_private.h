@@ -15,14 +15,6 @@
 
 #include <uv.h>
 
-/* What the launcher was told last. */
-struct control_status {
-    uint64_t epoch; /* 0: nothing */
-    bool ready;
-    uint64_t ranks;
-    uint32_t pages_total, pages_free, running, waiting;
-};
-
 struct service {
     const struct service_config *config;
     uv_loop_t loop;
@@ -33,7 +25,6 @@ struct service {
     struct bus *workers;
     struct bus *control;       /* NULL: there is no launcher */
     struct bus_peer *launcher; /* NULL: not connected */
-    struct control_status told;
     struct bus_peer *ranks[GROUP_RANKS_MAX];
     struct group group;
     struct gather gather;
@@ -61,11 +52,11 @@ bool service_failed(const struct service *s);
  */
 void service_plan_soon(struct service *s);
 
-/* Why there are no ranks; "" when there are. */
-const char *service_reason(const struct service *s);
-
 /* Tells the tokenizers and the launcher whether there are ranks. */
 void service_send_states(struct service *s);
+
+/* Why there are none; "" when there are. */
+const char *service_reason(const struct service *s);
 
 /* Tells the owners of sequences that can not go on. */
 void service_send_failures(struct service *s, const struct scheduler_failure *failed,
@@ -92,7 +83,7 @@ void ranks_lost(struct service *s, uint64_t next);
 
 int control_connect(struct service *s, const struct bus_config *shared, struct err *err);
 
-/* Tells the launcher, if there is one, what has changed. */
+/* How this replica is doing, for the launcher if there is one. */
 void control_status(struct service *s);
 
 /* Tells the launcher, if there is one, that the ranks of that epoch are lost. */

@@ -127,12 +127,12 @@ static void test_slots(void **state)
     struct scheduler *s = make(2, 64);
 
     (void)state;
-    assert_int_equal(admit(s, 1, 2, 3), 0);
-    assert_int_equal(admit(s, 2, 2, 3), 0);
+    assert_int_equal(admit(s, 1, 1, 3), 0);
+    assert_int_equal(admit(s, 2, 1, 3), 0);
     assert_int_equal(turn(s), 1 << 1 | 1 << 2);
     set(s, 1, true);
-    assert_int_equal(admit(s, 3, 2, 2), 0);
-    assert_int_equal(admit(s, 4, 2, 2), 0);
+    assert_int_equal(admit(s, 3, 1, 2), 0);
+    assert_int_equal(admit(s, 4, 1, 2), 0);
     assert_int_equal(turn(s), 1 << 2 | 1 << 3);
     assert_int_equal(stats(s).preemptions, 1);
     set(s, 1, false);
@@ -146,7 +146,7 @@ static void test_slots(void **state)
 /* The first that came gives way, because it is paused, and not the one that is behind it. */
 static void test_pages(void **state)
 {
-    struct scheduler *s = make(2, 6);
+    struct scheduler *s = make(2, 5);
 
     (void)state;
     assert_int_equal(admit(s, 1, 4, 13), 0);
@@ -158,8 +158,9 @@ static void test_pages(void **state)
         assert_int_equal(turn(s), 1 << 2);
     assert_int_equal(turn(s), 1 << 2);
     set(s, 1, false);
-    while (stats(s).running + stats(s).waiting)
-        assert_int_not_equal(turn(s), 0);
+    for (int i = 0; i < 40; i++)
+        (void)turn(s);
+    assert_int_equal(stats(s).running + stats(s).waiting, 0);
     scheduler_free(&s);
 }
 

@@ -57,10 +57,9 @@ struct fake_launcher {
     struct bus_peer *peer;
     uint32_t downs;
     uint64_t epoch; /* of the last */
-    bool ready;
-    uint64_t ready_epoch;
-    uint32_t pages_free;
     char reason[200];
+    struct proto_replica_status status; /* the last one; its reason apart */
+    char why[32];
 };
 
 struct fake_tokenizer {
@@ -344,14 +343,9 @@ static void launcher_message(void *ctx, struct bus_peer *peer, const struct prot
 
     (void)peer;
     if (header->type == PROTO_STATUS) {
-        const struct proto_replica_status *status =
-            &((const struct proto_status *)message)->replica;
-
-        assert_int_equal(status->tp_size, 2);
-        assert_true(status->ready == (status->reason.len == 0));
-        l->ready = status->ready;
-        l->pages_free = status->pages_free;
-        l->ready_epoch = status->epoch;
+        l->status = ((const struct proto_status *)message)->replica;
+        (void)snprintf(l->why, sizeof l->why, "%.*s", (int)l->status.reason.len,
+                       l->status.reason.data);
         return;
     }
     assert_int_equal(header->type, PROTO_GROUP_DOWN);
@@ -700,7 +694,6 @@ static void recovery_start(struct world *w, double step_timeout_s)
     launcher_start(w);
     world_ready(w);
     world_wait(w, w->launcher.peer);
-    world_wait(w, w->launcher.ready && w->launcher.pages_free == 80);
     submit(t, 1, 3, 60);
     submit(t, 2, 20, 40);
     world_wait(w, t->tokens[1] >= 3 && t->tokens[2] >= 3);
@@ -740,8 +733,6 @@ static void recovery_end(struct world *w, uint64_t epoch, const char *line)
     assert_int_equal(t->tokens[3], 30);
     assert_int_equal(t->tokens[4], 0);
     world_wait(w, t->stats.value[METRIC_KV_PAGES_FREE] == 80);
-    world_wait(w, w->launcher.ready && w->launcher.ready_epoch == epoch &&
-                      w->launcher.pages_free == 80);
     (void)kill(w->child, SIGTERM);
     log = world_end(w, 0);
     assert_null(strstr(log, "ERROR"));
@@ -812,6 +803,28 @@ static void test_launcher_first(void **state)
     launcher_says_down(&w, 1);
     world_wait(&w, w.ranks[0].refused && w.ranks[1].refused);
     assert_int_equal(w.launcher.downs, 0);
+    recovery_end(&w, 2, "rank 1: killed");
+}
+
+/* The launcher knows how the replica is doing, before, between and after. */
+static void test_status(void **state)
+{
+    struct world w;
+    const struct proto_replica_status *status = &w.launcher.status;
+
+    (void)state;
+    recovery_start(&w, 30);
+    world_wait(&w, status->ready);
+    assert_string_equal(w.launcher.why, "");
+    assert_int_equal(status->epoch, 1);
+    assert_int_equal(status->tp_size, 2);
+    assert_int_equal(status->ranks, 3);
+    assert_int_equal(status->pages_total, 80);
+    launcher_says_down(&w, 1);
+    world_wait(&w, !status->ready && status->epoch == 2);
+    assert_string_equal(w.launcher.why, "recovering");
+    assert_int_equal(status->ranks, 0);
+    assert_int_equal(status->waiting, 2);
     recovery_end(&w, 2, "rank 1: killed");
 }
 
@@ -984,15 +997,15 @@ static void test_endpoint_in_use(void **state)
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_serve),           cmocka_unit_test(test_queue_full),
-        cmocka_unit_test(test_aborts),          cmocka_unit_test(test_ranks_apart),
-        cmocka_unit_test(test_rank_failed),     cmocka_unit_test(test_rank_gone),
-        cmocka_unit_test(test_step_timeout),    cmocka_unit_test(test_launcher_first),
-        cmocka_unit_test(test_later_epoch),     cmocka_unit_test(test_no_launcher),
-        cmocka_unit_test(test_replays),         cmocka_unit_test(test_resumed),
-        cmocka_unit_test(test_start_fails),     cmocka_unit_test(test_another_model),
-        cmocka_unit_test(test_ranks_disagree),  cmocka_unit_test(test_pool_too_large),
-        cmocka_unit_test(test_endpoint_in_use),
+        cmocka_unit_test(test_serve),          cmocka_unit_test(test_queue_full),
+        cmocka_unit_test(test_aborts),         cmocka_unit_test(test_ranks_apart),
+        cmocka_unit_test(test_rank_failed),    cmocka_unit_test(test_rank_gone),
+        cmocka_unit_test(test_step_timeout),   cmocka_unit_test(test_launcher_first),
+        cmocka_unit_test(test_status),         cmocka_unit_test(test_later_epoch),
+        cmocka_unit_test(test_no_launcher),    cmocka_unit_test(test_replays),
+        cmocka_unit_test(test_resumed),        cmocka_unit_test(test_start_fails),
+        cmocka_unit_test(test_another_model),  cmocka_unit_test(test_ranks_disagree),
+        cmocka_unit_test(test_pool_too_large), cmocka_unit_test(test_endpoint_in_use),
     };
 
     if (argc == 9 && strcmp(argv[1], "serve") == 0)
