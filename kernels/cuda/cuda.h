@@ -24,8 +24,8 @@
 #define GATE_UP_TOKENS 4096u          /* tokens whose gate and up are in memory at once */
 #define REPLAY_ROWS_MAX 256u          /* decode steps of more rows are launched one by one */
 #define REPLAY_OPS_MAX 2048u
-#define REPLAYS_MAX 128u
-#define RESERVE_BYTES ((uint64_t)2 << 30) /* for a step's buffers and graphs, whatever is asked */
+#define REPLAYS_MAX 256u
+#define RESERVE_BYTES ((uint64_t)512 << 20) /* for the libraries, whatever is asked */
 #define MEMORY_FRACTION 0.9
 
 struct weight {
@@ -62,6 +62,7 @@ struct upload {
 struct gemm_plan {
     uint32_t n, k, m_max, y_stride;
     bool wide, bias;
+    const struct weight *like; /* a matrix of that shape */
     cublasLtMatmulDesc_t desc;
     cublasLtMatrixLayout_t w, x, y;
     cublasLtMatmulAlgo_t algo;
@@ -126,18 +127,22 @@ struct device {
     void *workspace;
     struct gemm_plan *plans;
     uint32_t plans_count;
-    ncclComm_t nccl; /* NULL for one rank */
-    struct p2p *p2p; /* NULL: sums and gathers through NCCL alone */
+    bool plans_noted; /* products take any algorithm: they are to be raced later */
+    ncclComm_t nccl;  /* NULL for one rank */
+    struct p2p *p2p;  /* NULL: sums and gathers through NCCL alone */
     struct weight *weights;
     struct act *acts;
     struct allocation *allocations;
-    uint64_t weight_bytes, kv_bytes;
+    uint64_t weight_bytes, kv_bytes, device_bytes, graph_bytes; /* device_bytes: all of ours */
     void *load_host[2]; /* pinned, while weights are loaded */
     cudaEvent_t load_done[2];
     uint32_t load_turn;
 
-    /* Pool. kv: per layer k then v, each (num_pages, kv_heads, page_size, head_dim). */
+    /* Pool. kv: per layer k then v, each (num_pages + 1, kv_heads, page_size, head_dim); the last
+     * page is nobody's. After prepare there is only that one. */
     char *kv;
+    bool prepared, pooled;
+    bool capturing; /* steps are captured, not run */
     uint32_t num_pages, page_size, num_slots, tokens_max, context_max, pages_per_slot, tiles_max;
     struct slot *slots;
     struct slot_state *slot_states;
@@ -186,6 +191,7 @@ bool cuda_overdue(const struct device *d, int64_t since_us); /* longer ago than 
 int cuda_alloc(struct device *d, size_t bytes, void *out, const char *what, struct err *err);
 int cuda_alloc_pinned(struct device *d, size_t bytes, void *out, const char *what, struct err *err);
 void cuda_free_all(struct device *d);
+void cuda_free(struct device *d, const void *data); /* what cuda_alloc gave; NULL: nothing */
 int cuda_weight_new(struct device *d, enum weight_kind kind, enum dtype dtype, uint32_t rows,
                     uint32_t cols, struct weight **out, struct err *err);
 int cuda_weight_write(struct device *d, struct weight *w, uint32_t row, uint32_t rows,
@@ -201,8 +207,16 @@ int cuda_act_write(struct device *d, struct act *a, uint32_t tokens, const float
 uint64_t cuda_page_bytes(const struct device *d, uint32_t page_size);
 uint64_t cuda_pages_max(const struct device *d, uint32_t page_size);
 int cuda_memory(const struct device *d, struct ops_memory *out, struct err *err);
+int cuda_prepare(struct device *d, uint32_t page_size, uint32_t num_slots, uint32_t tokens_max,
+                 uint32_t context_max, struct err *err);
 int cuda_pool_alloc(struct device *d, uint32_t num_pages, uint32_t page_size, uint32_t num_slots,
                     uint32_t tokens_max, uint32_t context_max, struct err *err);
+
+/* warm.c */
+int cuda_warm(struct device *d, const struct ops_warm *warm, struct err *err);
+
+/* cache.c: the file `name` in the user's cache folder, which is made; false: there is none. */
+bool cache_path(const char *name, char *path, size_t size);
 
 /* slots.c */
 int cuda_slot_open(struct device *d, uint32_t slot, const uint32_t *tokens, uint32_t count,
@@ -213,6 +227,8 @@ void cuda_slot_close(struct device *d, uint32_t slot);
 int cuda_step_begin(struct device *d, const struct ops_row *rows, uint32_t count, struct err *err);
 
 int slots_reserve(struct device *d, struct err *err); /* the slot of rows that nobody asked for */
+/* A step of that slot alone: `rows` of `tokens` each. cut, adjusted: as such a request's. */
+int slots_rehearse(struct device *d, uint32_t rows, uint32_t tokens, bool cut, struct err *err);
 
 /* flight.c. flight_close: the last operation is queued. flight_decide: before anything of the
  * newest step is overwritten. */
@@ -240,6 +256,9 @@ int gemm_open(struct device *d, struct err *err);
 void gemm_close(struct device *d);
 int gemm(struct device *d, const void *x, uint32_t m, const struct weight *w,
          const struct weight *bias, void *y, uint32_t y_stride, bool wide, struct err *err);
+/* Forgets what was noted (plans_noted) and chooses, for each of those products, an algorithm for
+ * every number of rows; from the cache where it has them, by racing them where not. */
+int gemm_tune(struct device *d, const struct ops_warm *warm, struct err *err);
 
 /* comm.c */
 int comm_open(struct device *d, struct err *err);

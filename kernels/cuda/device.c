@@ -223,6 +223,8 @@ const struct ops *phalanx_backend(void)
         .weight_done = cuda_weight_done,
         .page_bytes = cuda_page_bytes,
         .pages_max = cuda_pages_max,
+        .prepare = cuda_prepare,
+        .warm = cuda_warm,
         .pool_alloc = cuda_pool_alloc,
         .act_new = cuda_act_new,
         .slot_open = cuda_slot_open,

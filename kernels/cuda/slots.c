@@ -1,7 +1,9 @@
 /* Slots and the step's frame: what the host decides, sent to the device as patches. */
+#include "common/mem.h"
 #include "kernels/cuda/cuda.h"
 
 #include <stddef.h>
+#include <stdlib.h>
 #include <string.h>
 
 #define PATCH_WORDS 8192u /* one block of the kernel copies a patch */
@@ -172,18 +174,26 @@ int cuda_slot_pages(struct device *d, uint32_t slot, uint32_t first, const uint3
     return 0;
 }
 
+/* All of its pages are one, so that it can be of any length. */
 int slots_reserve(struct device *d, struct err *err)
 {
     const struct ops_sampling greedy = {.top_p = 1.0f, .repetition_penalty = 1.0f, .logprobs = -1};
     struct slot_state state = state_of(&greedy, 1, 0);
-    uint32_t token = 0, page = d->num_pages, slot = d->num_slots;
-    int rc = patch_add(d, d->slot_tokens + (size_t)slot * (d->context_max + 1), &token, 1, err);
+    uint32_t slot = d->num_slots, *pages = mem_array(d->pages_per_slot, sizeof *pages);
+    cudaError_t cleared =
+        cudaMemsetAsync(d->slot_tokens + (size_t)slot * (d->context_max + 1), 0,
+                        ((size_t)d->context_max + 1) * sizeof *d->slot_tokens, d->stream);
+    int rc = cleared == cudaSuccess ? 0 : cuda_fail(d, cleared, "slots", err);
 
+    for (uint32_t i = 0; i < d->pages_per_slot; i++)
+        pages[i] = d->num_pages;
     if (!rc)
-        rc = patch_add(d, d->slot_pages + (size_t)slot * d->pages_per_slot, &page, 1, err);
+        rc = patch_add(d, d->slot_pages + (size_t)slot * d->pages_per_slot, pages,
+                       d->pages_per_slot, err);
     if (!rc)
         rc = patch_add(d, d->slot_states + slot, &state,
                        (uint32_t)(offsetof(struct slot_state, end_ids) / 4), err);
+    free(pages);
     return rc ? rc : upload_flush(d, err);
 }
 
@@ -244,7 +254,7 @@ static void row_add(struct device *d, uint32_t index, const struct ops_row *row)
     f->result_slot[d->results_count] = row->slot;
     f->result_token[d->results_count++] = d->tokens_count - 1;
     d->any_adjusted = d->any_adjusted || s->adjusted;
-    d->any_cut = d->any_cut || s->cut;
+    d->any_cut = d->any_cut || (s->cut && !d->nccl); /* ranks decide those after the step */
     d->any_open = d->any_open || s->open_choice;
 }
 
@@ -303,21 +313,42 @@ static int prepare_run(struct device *d, const struct op *op, struct err *err)
     return rc == cudaSuccess ? 0 : cuda_fail(d, rc, "step", err);
 }
 
-int cuda_step_begin(struct device *d, const struct ops_row *rows, uint32_t count, struct err *err)
+static void step_reset(struct device *d)
+{
+    d->tokens_count = d->rows_count = d->tiles_count = d->decode_count = d->results_count = 0;
+    d->any_adjusted = d->any_cut = d->any_open = d->sampled = false;
+}
+
+/* The rows are there: they go over, and what every operation needs is made of them. */
+static int step_start(struct device *d, struct err *err)
 {
     const struct op prepare = {.run = prepare_run};
-    cudaError_t set;
+    cudaError_t set = cudaSetDevice((int)d->config.device_index);
+    int rc;
+
+    replay_begin(d);
+    if (d->deferring)
+        rows_fill(d);
+    if (set != cudaSuccess)
+        return cuda_fail(d, set, "step", err);
+    rc = flight_begin(d, err);
+    if (!rc)
+        rc = frame_upload(d, err);
+    return rc || !d->tokens_count ? rc : replay_add(d, &prepare, err);
+}
+
+int cuda_step_begin(struct device *d, const struct ops_row *rows, uint32_t count, struct err *err)
+{
     int rc;
 
     if (count > d->num_slots)
         return err_set(err, ERR_INVALID, "%u rows, %u slots", count, d->num_slots);
     if (d->flights_count == STEPS_AHEAD)
         return err_set(err, ERR_INVALID, "%d steps have not ended", STEPS_AHEAD);
-    d->tokens_count = d->rows_count = d->tiles_count = d->decode_count = d->results_count = 0;
     rc = flight_decide(d, err);
     if (rc)
         return rc;
-    d->any_adjusted = d->any_cut = d->any_open = d->sampled = false;
+    step_reset(d);
     for (uint32_t i = 0; i < count; i++) {
         rc = row_check(d, &rows[i], err);
         if (rc)
@@ -328,14 +359,18 @@ int cuda_step_begin(struct device *d, const struct ops_row *rows, uint32_t count
     }
     d->rows_count = count;
     d->results_asked = d->results_count;
-    replay_begin(d);
-    if (d->deferring)
-        rows_fill(d);
-    set = cudaSetDevice((int)d->config.device_index);
-    if (set != cudaSuccess)
-        return cuda_fail(d, set, "step", err);
-    rc = flight_begin(d, err);
-    if (!rc)
-        rc = frame_upload(d, err);
-    return rc || !d->tokens_count ? rc : replay_add(d, &prepare, err);
+    return step_start(d, err);
+}
+
+int slots_rehearse(struct device *d, uint32_t rows, uint32_t tokens, bool cut, struct err *err)
+{
+    const struct ops_row row = {.slot = d->num_slots, .count = tokens, .sample = true};
+
+    step_reset(d);
+    d->slots[d->num_slots].cut = cut;
+    for (uint32_t i = 0; i < rows; i++)
+        row_add(d, i, &row);
+    d->rows_count = rows;
+    d->results_asked = 0;
+    return step_start(d, err);
 }

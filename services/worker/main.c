@@ -50,6 +50,8 @@ int main(int argc, char **argv)
                    .tp_size = (uint32_t)options_int(&o, OPT_TP_SIZE),
                    .first_device = (uint32_t)options_int(&o, OPT_FIRST_DEVICE),
                    .context_length = (uint32_t)options_int(&o, OPT_CONTEXT_LENGTH),
+                   .num_slots = (uint32_t)options_int(&o, OPT_MAX_RUNNING_REQUESTS),
+                   .prefill_tokens_max = (int32_t)options_int(&o, OPT_CHUNKED_PREFILL_SIZE),
                    .page_size = (uint32_t)options_int(&o, OPT_PAGE_SIZE),
                    .mem_fraction = options_float(&o, OPT_MEM_FRACTION_STATIC),
                    .comm_store = options_str(&o, OPT_COMM_STORE),
