@@ -47,6 +47,7 @@ struct act {
 struct slot {
     bool open, adjusted, cut; /* cut: top-k, top-p or min-p */
     bool open_choice;         /* candidates may not be enough */
+    uint32_t top;             /* largest log probabilities asked for */
     uint32_t count, pages_count;
     uint64_t epoch; /* 1 + the upload its last patch is in */
 };
@@ -83,6 +84,7 @@ struct replay {
     struct op *ops;
     uint32_t ops_count;
     cudaGraphExec_t graph; /* NULL until it was seen twice */
+    bool current;          /* the graph is that of the list */
 };
 
 /* What a rank has of the others' memory. */
@@ -177,6 +179,11 @@ struct device {
     void *last;           /* (num_slots, hidden) */
     struct sample_args sample;
     struct sample_args whole; /* of one row gathered from all ranks */
+    struct sample_args score; /* of a block of positions whose tokens are known */
+    uint32_t *score_slot;     /* (OPS_SCORES_MAX): which of score's made-up slots */
+    struct score_row *score_rows;
+    struct sample_result *score_results, *score_results_host; /* likewise; device, pinned */
+    struct ops_sampled *scored;
     struct ops_sampled *results;
     float *logits_host;
 };
@@ -226,6 +233,9 @@ int cuda_slot_pages(struct device *d, uint32_t slot, uint32_t first, const uint3
 void cuda_slot_close(struct device *d, uint32_t slot);
 int cuda_step_begin(struct device *d, const struct ops_row *rows, uint32_t count, struct err *err);
 
+/* Words to device memory, with the rest of an upload; sent by uploads_send. */
+int upload_add(struct device *d, void *dst, const void *data, uint32_t words, struct err *err);
+int uploads_send(struct device *d, struct err *err);
 int slots_reserve(struct device *d, struct err *err); /* the slot of rows that nobody asked for */
 /* A step of that slot alone: `rows` of `tokens` each. cut, adjusted: as such a request's. */
 int slots_rehearse(struct device *d, uint32_t rows, uint32_t tokens, bool cut, struct err *err);
@@ -248,6 +258,7 @@ void replay_begin(struct device *d);
 int replay_add(struct device *d, const struct op *op, struct err *err);
 int replay_flush(struct device *d, struct err *err); /* runs what is noted, now */
 int replay_end(struct device *d, struct err *err);   /* the list is complete */
+void replay_forget(struct device *d); /* addresses have changed; graphs keep their memory */
 void replay_close(struct device *d);
 
 /* gemm.c: y (m, n) = x (m, k) w^T + bias, y of the activation type or float32 (wide). */
@@ -283,6 +294,12 @@ int p2p_reduce(struct device *d, const struct reduce_args *a, struct err *err);
 bool p2p_gathers(const struct device *d, size_t bytes);
 int p2p_gather(struct device *d, const void *x, size_t bytes, void *out, struct err *err);
 
+/* score.c */
+int score_alloc(struct device *d, struct err *err); /* after the buffers of sample */
+int cuda_score(struct device *d, const struct act *normed, const struct weight *lm_head,
+               const struct ops_score *scores, uint32_t count, const struct ops_sampled **results,
+               struct err *err);
+
 /* layers.c, sample.c: the operations of ops.h */
 int cuda_embed(struct device *d, const struct weight *embedding, const struct weight *norm,
                struct act *residual, struct act *normed, struct err *err);
@@ -299,6 +316,9 @@ int cuda_gate_up_silu(struct device *d, const struct act *x, const struct weight
                       struct act *out, struct err *err);
 int cuda_sample(struct device *d, const struct act *normed, const struct weight *lm_head,
                 struct err *err);
+/* Whether these are what logits are made of. */
+int head_check(const struct device *d, const struct act *normed, const struct weight *lm_head,
+               struct err *err);
 const float *cuda_logits(struct device *d, uint32_t i);
 
 #endif

@@ -130,6 +130,7 @@ static void cuda_device_close(struct device **self)
     free(d->slots);
     free(d->results);
     free(d->logits_host);
+    free(d->scored);
     free(d->frame_host.rows);
     free(d->frame_host.token_slot);
     free(d->frame_host.token_position);
@@ -237,6 +238,7 @@ const struct ops *phalanx_backend(void)
         .attention = cuda_attention,
         .linear_reduce_norm = cuda_linear_reduce_norm,
         .gate_up_silu = cuda_gate_up_silu,
+        .score = cuda_score,
         .sample = cuda_sample,
         .step_end = cuda_step_end,
         .steps_ahead = STEPS_AHEAD,

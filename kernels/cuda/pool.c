@@ -270,6 +270,8 @@ int cuda_prepare(struct device *d, uint32_t page_size, uint32_t num_slots, uint3
     if (!rc)
         rc = sample_alloc(d, err);
     if (!rc)
+        rc = score_alloc(d, err);
+    if (!rc)
         rc = pages_alloc(d, 0, "a KV page", err);
     if (!rc)
         rc = vectors_finish(d, err);
@@ -302,6 +304,7 @@ int cuda_pool_alloc(struct device *d, uint32_t num_pages, uint32_t page_size, ui
                      : cuda_prepare(d, page_size, num_slots, tokens_max, context_max, err);
     if (rc)
         return rc;
+    replay_forget(d);
     cuda_free(d, d->kv);
     d->kv = NULL;
     d->kv_bytes = 0;

@@ -63,6 +63,12 @@ int replay_add(struct device *d, const struct op *op, struct err *err)
     return 0;
 }
 
+void replay_forget(struct device *d)
+{
+    for (uint32_t i = 0; i < d->replays_count; i++)
+        d->replays[i].ops_count = 0;
+}
+
 static void graph_free(struct replay *r)
 {
     if (r->graph)
@@ -130,19 +136,18 @@ static int capture(struct device *d, struct replay *r, struct err *err)
         (void)cudaGraphDestroy(graph);
     if (failed)
         return failed;
+    r->current = ended == cudaSuccess;
     return ended == cudaSuccess ? 0 : cuda_fail(d, ended, "graph capture", err);
 }
 
-/* r becomes the list's; the graph of another list goes. */
+/* r becomes the list's. */
 static void replay_note(struct device *d, struct replay *r)
 {
-    struct replay note = {.rows = r->rows, .adjusted = r->adjusted, .cut = r->cut};
-
-    graph_free(r);
-    *r = note;
+    free(r->ops);
     r->ops = mem_array(d->ops_count, sizeof *r->ops);
     memcpy(r->ops, d->ops, d->ops_count * sizeof *d->ops);
     r->ops_count = d->ops_count;
+    r->current = false;
 }
 
 int replay_end(struct device *d, struct err *err)
@@ -160,7 +165,7 @@ int replay_end(struct device *d, struct err *err)
         replay_note(d, r);
     if (!r || (!known && !d->capturing))
         return replay_flush(d, err);
-    if (!r->graph || d->capturing) {
+    if (!r->current || d->capturing) {
         int failed = capture(d, r, err);
 
         if (failed)

@@ -1,5 +1,6 @@
 /* Slots and the step's frame: what the host decides, sent to the device as patches. */
 #include "common/mem.h"
+#include "kernels/checks.h"
 #include "kernels/cuda/cuda.h"
 
 #include <stddef.h>
@@ -9,7 +10,7 @@
 #define PATCH_WORDS 8192u /* one block of the kernel copies a patch */
 
 /* Sends what is collected; the next buffer is free when this returns. */
-static int upload_flush(struct device *d, struct err *err)
+int uploads_send(struct device *d, struct err *err)
 {
     struct upload *u = &d->uploads[d->upload_turn], *next;
     uint32_t at = (u->words + 3u) & ~3u; /* patches hold 64-bit addresses */
@@ -36,14 +37,14 @@ static int upload_flush(struct device *d, struct err *err)
 }
 
 /* Patches of one upload are applied in no order: they must not overlap. */
-static int patch_add(struct device *d, void *dst, const void *data, uint32_t words, struct err *err)
+int upload_add(struct device *d, void *dst, const void *data, uint32_t words, struct err *err)
 {
     for (uint32_t at = 0; at < words; at += PATCH_WORDS) {
         struct upload *u = &d->uploads[d->upload_turn];
         uint32_t part = words - at < PATCH_WORDS ? words - at : PATCH_WORDS;
 
         if (u->count == PATCHES_MAX || part > UPLOAD_WORDS - 4 - u->words) {
-            int rc = upload_flush(d, err);
+            int rc = uploads_send(d, err);
 
             if (rc)
                 return rc;
@@ -59,11 +60,7 @@ static int patch_add(struct device *d, void *dst, const void *data, uint32_t wor
 
 static int slot_check(const struct device *d, uint32_t slot, bool open, struct err *err)
 {
-    if (slot >= d->num_slots)
-        return err_set(err, ERR_INVALID, "slot %u of %u", slot, d->num_slots);
-    if (d->slots[slot].open != open)
-        return err_set(err, ERR_INVALID, "slot %u is %s", slot, open ? "not open" : "open");
-    return 0;
+    return check_slot(slot, d->num_slots, slot < d->num_slots && d->slots[slot].open, open, err);
 }
 
 static int open_check(const struct device *d, uint32_t slot, const uint32_t *tokens, uint32_t count,
@@ -71,19 +68,12 @@ static int open_check(const struct device *d, uint32_t slot, const uint32_t *tok
 {
     int rc = slot_check(d, slot, false, err);
 
-    if (rc)
-        return rc;
-    if (!count || count > d->context_max || generated > count)
-        return err_set(err, ERR_INVALID, "slot %u: %u tokens, %u generated, context %u", slot,
-                       count, generated, d->context_max);
-    for (uint32_t i = 0; i < count; i++)
-        if (tokens[i] >= d->model.vocab_size)
-            return err_set(err, ERR_INVALID, "slot %u: token id %u of %u", slot, tokens[i],
-                           d->model.vocab_size);
-    if (p->end_ids_count > SLOT_END_IDS || p->bias_count > SLOT_BIASES)
-        return err_set(err, ERR_LIMIT, "slot %u: %u end ids (at most %u), %u biases (at most %u)",
-                       slot, p->end_ids_count, SLOT_END_IDS, p->bias_count, SLOT_BIASES);
-    return 0;
+    if (!rc)
+        rc = check_tokens(slot, tokens, count, generated, d->context_max, d->model.vocab_size, err);
+    if (!rc && (p->end_ids_count > SLOT_END_IDS || p->bias_count > SLOT_BIASES))
+        rc = err_set(err, ERR_LIMIT, "slot %u: %u end ids (at most %u), %u biases (at most %u)",
+                     slot, p->end_ids_count, SLOT_END_IDS, p->bias_count, SLOT_BIASES);
+    return rc;
 }
 
 static struct slot_state state_of(const struct ops_sampling *p, uint32_t count, uint32_t generated)
@@ -121,20 +111,23 @@ int cuda_slot_open(struct device *d, uint32_t slot, const uint32_t *tokens, uint
         return rc;
     s = &d->slots[slot];
     if (s->epoch == d->upload_epoch + 1)
-        rc = upload_flush(d, err);
+        rc = uploads_send(d, err);
     state = state_of(sampling, count, generated);
     if (!rc)
-        rc = patch_add(d, d->slot_tokens + (size_t)slot * (d->context_max + 1), tokens, count, err);
+        rc =
+            upload_add(d, d->slot_tokens + (size_t)slot * (d->context_max + 1), tokens, count, err);
     if (!rc)
-        rc = patch_add(d, d->slot_states + slot, &state,
+        rc =
+            upload_add(d, d->slot_states + slot, &state,
                        (uint32_t)(offsetof(struct slot_state, end_ids) / 4) + state.end_count, err);
     if (!rc)
-        rc = patch_add(d, d->slot_biases + (size_t)slot * SLOT_BIASES, sampling->bias,
-                       2 * sampling->bias_count, err);
+        rc = upload_add(d, d->slot_biases + (size_t)slot * SLOT_BIASES, sampling->bias,
+                        2 * sampling->bias_count, err);
     if (rc)
         return rc;
     s->epoch = d->upload_epoch + 1;
     s->open = true;
+    s->top = state.logprobs > 0 ? (uint32_t)state.logprobs : 0;
     s->count = count;
     s->pages_count = 0;
     s->adjusted = sampling->bias_count || sampling->repetition_penalty != 1.0f ||
@@ -155,18 +148,15 @@ int cuda_slot_pages(struct device *d, uint32_t slot, uint32_t first, const uint3
     if (rc)
         return rc;
     s = &d->slots[slot];
-    if (first > s->pages_count || count > d->pages_per_slot - first)
-        return err_set(err, ERR_INVALID, "slot %u: pages %u..%u of %u", slot, first, first + count,
-                       d->pages_per_slot);
-    for (uint32_t i = 0; i < count; i++)
-        if (pages[i] >= d->num_pages)
-            return err_set(err, ERR_INVALID, "slot %u: page %u of %u", slot, pages[i],
-                           d->num_pages);
+    rc = check_pages(slot, first, pages, count, s->pages_count, d->pages_per_slot, d->num_pages,
+                     err);
+    if (rc)
+        return rc;
     if (first < s->pages_count && s->epoch == d->upload_epoch + 1)
-        rc = upload_flush(d, err);
+        rc = uploads_send(d, err);
     if (!rc)
-        rc = patch_add(d, d->slot_pages + (size_t)slot * d->pages_per_slot + first, pages, count,
-                       err);
+        rc = upload_add(d, d->slot_pages + (size_t)slot * d->pages_per_slot + first, pages, count,
+                        err);
     if (rc)
         return rc;
     s->epoch = d->upload_epoch + 1;
@@ -188,13 +178,13 @@ int slots_reserve(struct device *d, struct err *err)
     for (uint32_t i = 0; i < d->pages_per_slot; i++)
         pages[i] = d->num_pages;
     if (!rc)
-        rc = patch_add(d, d->slot_pages + (size_t)slot * d->pages_per_slot, pages,
-                       d->pages_per_slot, err);
+        rc = upload_add(d, d->slot_pages + (size_t)slot * d->pages_per_slot, pages,
+                        d->pages_per_slot, err);
     if (!rc)
-        rc = patch_add(d, d->slot_states + slot, &state,
-                       (uint32_t)(offsetof(struct slot_state, end_ids) / 4), err);
+        rc = upload_add(d, d->slot_states + slot, &state,
+                        (uint32_t)(offsetof(struct slot_state, end_ids) / 4), err);
     free(pages);
-    return rc ? rc : upload_flush(d, err);
+    return rc ? rc : uploads_send(d, err);
 }
 
 void cuda_slot_close(struct device *d, uint32_t slot)
@@ -205,22 +195,11 @@ void cuda_slot_close(struct device *d, uint32_t slot)
 
 static int row_check(const struct device *d, const struct ops_row *row, struct err *err)
 {
-    const struct slot *s;
-    uint64_t end = (uint64_t)row->start + row->count;
     int rc = slot_check(d, row->slot, true, err);
 
-    if (rc)
-        return rc;
-    s = &d->slots[row->slot];
-    if (!row->count || end > s->count)
-        return err_set(err, ERR_INVALID, "slot %u: tokens %u..%llu of %u", row->slot, row->start,
-                       (unsigned long long)end, s->count);
-    if (end > (uint64_t)s->pages_count * d->page_size)
-        return err_set(err, ERR_INVALID, "slot %u: position %llu is past its %u pages", row->slot,
-                       (unsigned long long)end - 1, s->pages_count);
-    if (row->sample && end != s->count)
-        return err_set(err, ERR_INVALID, "slot %u: sample before its last token", row->slot);
-    return 0;
+    return rc ? rc
+              : check_row(row, d->slots[row->slot].count, d->slots[row->slot].pages_count,
+                          d->page_size, err);
 }
 
 /* The longest tiles of a prompt first, so that they do not trail at the end. */
@@ -261,21 +240,21 @@ static void row_add(struct device *d, uint32_t index, const struct ops_row *row)
 static int frame_upload(struct device *d, struct err *err)
 {
     const struct frame *f = &d->frame, *h = &d->frame_host;
-    int rc = patch_add(d, f->rows, h->rows, d->rows_count * (uint32_t)(sizeof *h->rows / 4), err);
+    int rc = upload_add(d, f->rows, h->rows, d->rows_count * (uint32_t)(sizeof *h->rows / 4), err);
 
     if (!rc)
-        rc = patch_add(d, f->token_slot, h->token_slot, d->tokens_count, err);
+        rc = upload_add(d, f->token_slot, h->token_slot, d->tokens_count, err);
     if (!rc)
-        rc = patch_add(d, f->token_position, h->token_position, d->tokens_count, err);
+        rc = upload_add(d, f->token_position, h->token_position, d->tokens_count, err);
     if (!rc)
-        rc = patch_add(d, f->tiles, h->tiles, d->tiles_count * 2, err);
+        rc = upload_add(d, f->tiles, h->tiles, d->tiles_count * 2, err);
     if (!rc)
-        rc = patch_add(d, f->decode_rows, h->decode_rows, d->decode_count, err);
+        rc = upload_add(d, f->decode_rows, h->decode_rows, d->decode_count, err);
     if (!rc)
-        rc = patch_add(d, f->result_slot, h->result_slot, d->results_count, err);
+        rc = upload_add(d, f->result_slot, h->result_slot, d->results_count, err);
     if (!rc)
-        rc = patch_add(d, f->result_token, h->result_token, d->results_count, err);
-    return rc ? rc : upload_flush(d, err);
+        rc = upload_add(d, f->result_token, h->result_token, d->results_count, err);
+    return rc ? rc : uploads_send(d, err);
 }
 
 /* Rows up to the number a replayed step has, of the slot that is nobody's. */

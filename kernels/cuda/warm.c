@@ -73,6 +73,8 @@ static int graphs_capture(struct device *d, const struct ops_warm *w, struct err
     struct ops_memory before, after;
     int rc = cuda_memory(d, &before, err);
 
+    if (!rc) /* what a step of one row makes at its first run cannot be made inside a graph */
+        rc = rehearse(d, w, 1, 1, false, err);
     d->capturing = true;
     for (uint32_t i = 0; i < total && !rc; i++) {
         progress(w, "Capturing graphs", i, total);

@@ -41,7 +41,7 @@ struct engine {
     struct weights weights;
     struct decoder decoder;
     struct progress progress; /* of getting ready */
-    bool first;               /* rank 0, which tells */
+    bool tells;               /* rank 0, of what takes time */
     bool prepared;
     uint32_t page_size, context_length;
     uint64_t fingerprint, bytes_read;
@@ -184,7 +184,7 @@ static void warm_progress(void *ctx, const char *what, uint32_t done, uint32_t t
     struct engine *e = ctx;
 
     if (!done)
-        progress_init_items(&e->progress, what, total, e->first);
+        progress_init_items(&e->progress, what, total, e->tells);
     else
         progress_add(&e->progress, done - e->progress.done);
     if (done && done == total)
@@ -193,7 +193,7 @@ static void warm_progress(void *ctx, const char *what, uint32_t done, uint32_t t
 
 static void warm_say(void *ctx, const char *line)
 {
-    if (((struct engine *)ctx)->first)
+    if (((struct engine *)ctx)->tells)
         log_warn("%s", line);
 }
 
@@ -283,7 +283,7 @@ static int load(const struct engine_config *config, const char *backend, struct 
     int rc = backend_load(backend, &e->ops, err);
 
     e->page_size = config->page_size;
-    e->first = config->rank == 0;
+    e->tells = config->rank == 0;
     if (!rc)
         rc = model_config_load(config->model_dir, &e->model, err);
     if (!rc) {
