@@ -63,6 +63,7 @@ struct ops_config {
     double memory_fraction;
     /* What a backend that has no such thing ignores: */
     bool library_all_reduce; /* sums over ranks by the library alone (NCCL) */
+    bool symmetric;          /* the library's sums in memory registered with it */
     bool p2p_check;          /* really copy between every pair of devices, and compare */
     bool graphs_off;         /* launch decode steps one by one */
     uint32_t graph_rows_max; /* decode steps of more rows are launched one by one; 0: default */

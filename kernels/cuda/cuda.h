@@ -197,6 +197,8 @@ bool cuda_overdue(const struct device *d, int64_t since_us); /* longer ago than 
 /* memory.c: freed with the device. */
 int cuda_alloc(struct device *d, size_t bytes, void *out, const char *what, struct err *err);
 int cuda_alloc_pinned(struct device *d, size_t bytes, void *out, const char *what, struct err *err);
+/* Memory that sums over ranks read and write: NCCL's own where it was asked for. [collective] */
+int cuda_alloc_summed(struct device *d, size_t bytes, void *out, const char *what, struct err *err);
 void cuda_free_all(struct device *d);
 void cuda_free(struct device *d, const void *data); /* what cuda_alloc gave; NULL: nothing */
 int cuda_weight_new(struct device *d, enum weight_kind kind, enum dtype dtype, uint32_t rows,
@@ -279,8 +281,13 @@ int comm_check(struct device *d, struct err *err); /* whether a rank is known to
 int comm_reduce_norm(struct device *d, void *x, uint32_t tokens, float *residual,
                      const float *weight, void *normed, bool fresh, struct err *err);
 int comm_all_gather(struct device *d, const void *x, size_t bytes, void *out, struct err *err);
+int nccl_settle(struct device *d, ncclResult_t rc, const char *what, struct err *err);
 int nccl_all_reduce(struct device *d, void *x, size_t count, struct err *err);
 int nccl_all_gather(struct device *d, const void *x, size_t bytes, void *out, struct err *err);
+
+/* comm_window.c: memory that all ranks have at the same place in a window of NCCL's. */
+int symmetric_alloc(struct device *d, size_t bytes, void **out, struct err *err);
+void symmetric_free(void *data);
 
 /* comm_p2p.c: over the memory of the other GPUs. */
 int p2p_open(struct device *d, struct err *err); /* d->p2p stays NULL where it cannot be had */

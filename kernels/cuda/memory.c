@@ -8,10 +8,12 @@
 
 #define LOAD_BYTES ((size_t)16 << 20)
 
+enum place { ON_DEVICE, PINNED, REGISTERED };
+
 struct allocation {
     void *data;
     size_t bytes; /* of the device, 0 when pinned */
-    bool pinned;
+    enum place place;
     struct allocation *next;
 };
 
@@ -40,20 +42,27 @@ static int allocate_fail(const struct device *d, cudaError_t rc, size_t bytes, c
                    : "use more ranks (--tp-size), or another GPU (CUDA_VISIBLE_DEVICES)");
 }
 
-static int allocate(struct device *d, size_t bytes, bool pinned, void *out, const char *what,
+static int allocate(struct device *d, size_t bytes, enum place place, void *out, const char *what,
                     struct err *err)
 {
+    size_t some = bytes ? bytes : 1;
     struct allocation *a;
     void *data = NULL;
-    cudaError_t rc =
-        pinned ? cudaMallocHost(&data, bytes ? bytes : 1) : cudaMalloc(&data, bytes ? bytes : 1);
+    cudaError_t rc = cudaSuccess;
+    int failed = 0;
 
+    if (place == REGISTERED)
+        failed = symmetric_alloc(d, some, &data, err);
+    else
+        rc = place == PINNED ? cudaMallocHost(&data, some) : cudaMalloc(&data, some);
+    if (failed)
+        return failed;
     if (rc != cudaSuccess)
         return allocate_fail(d, rc, bytes, what, err);
     a = mem_zalloc(sizeof *a);
     a->data = data;
-    a->pinned = pinned;
-    a->bytes = pinned ? 0 : bytes;
+    a->place = place;
+    a->bytes = place == PINNED ? 0 : bytes;
     d->device_bytes += a->bytes;
     a->next = d->allocations;
     d->allocations = a;
@@ -64,12 +73,18 @@ static int allocate(struct device *d, size_t bytes, bool pinned, void *out, cons
 /* out: a pointer to a pointer of any type. */
 int cuda_alloc(struct device *d, size_t bytes, void *out, const char *what, struct err *err)
 {
-    return allocate(d, bytes, false, out, what, err);
+    return allocate(d, bytes, ON_DEVICE, out, what, err);
 }
 
 int cuda_alloc_pinned(struct device *d, size_t bytes, void *out, const char *what, struct err *err)
 {
-    return allocate(d, bytes, true, out, what, err);
+    return allocate(d, bytes, PINNED, out, what, err);
+}
+
+int cuda_alloc_summed(struct device *d, size_t bytes, void *out, const char *what, struct err *err)
+{
+    return allocate(d, bytes, d->config.symmetric && d->nccl ? REGISTERED : ON_DEVICE, out, what,
+                    err);
 }
 
 static void allocation_drop(struct device *d, struct allocation **at)
@@ -78,7 +93,10 @@ static void allocation_drop(struct device *d, struct allocation **at)
 
     *at = a->next;
     d->device_bytes -= a->bytes;
-    (void)(a->pinned ? cudaFreeHost(a->data) : cudaFree(a->data));
+    if (a->place == REGISTERED)
+        symmetric_free(a->data);
+    else
+        (void)(a->place == PINNED ? cudaFreeHost(a->data) : cudaFree(a->data));
     free(a);
 }
 

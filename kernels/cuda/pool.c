@@ -154,7 +154,6 @@ static int scratch_alloc(struct device *d, struct err *err)
     size_t gate_up = tokens * 2 * m->intermediate * 2;
     size_t arrivals = (size_t)d->num_slots * m->kv_heads * group_tiles * 4;
     const struct want wants[] = {
-        {&d->scratch, hidden > gate_up ? hidden : gate_up, "scratch"},
         {&d->partials, (size_t)2 * units_max(d) * DECODE_ROWS * (m->head_dim + 2) * sizeof(float),
          "attention parts"},
         {&d->arrivals, arrivals, "attention counters"},
@@ -162,6 +161,8 @@ static int scratch_alloc(struct device *d, struct err *err)
     int rc = allocate_all(d, wants, sizeof wants / sizeof *wants, err);
     cudaError_t cleared;
 
+    if (!rc)
+        rc = cuda_alloc_summed(d, hidden > gate_up ? hidden : gate_up, &d->scratch, "scratch", err);
     if (rc)
         return rc;
     cleared = cudaMemsetAsync(d->arrivals, 0, arrivals, d->stream);

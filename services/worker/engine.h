@@ -24,8 +24,8 @@ struct engine_config {
     const char *comm_store;
     const char *comm_interface; /* NULL or "": the backend's choice */
     double dist_timeout_s;
-    uint32_t null_step_us;                          /* device null: what a step takes at least */
-    bool graphs_off, library_all_reduce, p2p_check; /* as in struct ops_config */
+    uint32_t null_step_us; /* device null: what a step takes at least */
+    bool graphs_off, library_all_reduce, symmetric, p2p_check; /* as in struct ops_config */
     uint32_t graph_rows_max;
     /* The scheduler's --max-running-requests and --chunked-prefill-size: a device with memory of
      * its own prepares for such steps before it says how many pages there are. 0 slots: it does

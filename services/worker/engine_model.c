@@ -124,6 +124,7 @@ static int open_device(struct engine *e, const struct engine_config *config, str
         .graphs_off = config->graphs_off,
         .graph_rows_max = config->graph_rows_max,
         .library_all_reduce = config->library_all_reduce,
+        .symmetric = config->symmetric,
         .p2p_check = config->p2p_check,
         .memory_fraction = config->mem_fraction,
     };

@@ -20,8 +20,6 @@ static int check_options(const struct options *o, struct err *err)
                        (long long)options_int(o, OPT_RANK), (long long)options_int(o, OPT_TP_SIZE));
     if (options_int(o, OPT_TP_SIZE) > 1 && !null && !*options_str(o, OPT_COMM_STORE))
         return err_set(err, ERR_INVALID, "--comm-store is missing, ranks meet there");
-    if (options_bool(o, OPT_ENABLE_SYMM_MEM))
-        return err_set(err, ERR_UNSUPPORTED, "--enable-symm-mem is not supported yet");
     return 0;
 }
 
@@ -61,6 +59,7 @@ int main(int argc, char **argv)
                    .graphs_off = options_bool(&o, OPT_DISABLE_CUDA_GRAPH),
                    .graph_rows_max = (uint32_t)options_int(&o, OPT_CUDA_GRAPH_MAX_BS),
                    .library_all_reduce = options_bool(&o, OPT_DISABLE_CUSTOM_ALL_REDUCE),
+                   .symmetric = options_bool(&o, OPT_ENABLE_SYMM_MEM),
                    .p2p_check = options_bool(&o, OPT_ENABLE_P2P_CHECK)},
     };
     log_init(config.name, log_get_level());

@@ -68,9 +68,9 @@ static void refused(struct pair *p, struct both_weights *head, struct both_acts 
             uint32_t count;
 
             must(p->ops[b]->step_begin(p->device[b], rows, 3, &err));
-            assert_int_equal(
-                p->ops[b]->score(p->device[b], normed->a[b], head->w[b], &bad[i], 1, &scored, &err),
-                ERR_INVALID);
+            assert_int_equal(p->ops[b]->score(p->device[b], normed->a[b], head->w[b], &bad[i], 1,
+                                              &scored, &wrong),
+                             ERR_INVALID);
             must(p->ops[b]->step_end(p->device[b], &sampled, &count, &err));
         }
 }
@@ -90,7 +90,7 @@ static void score_run(const struct shape *s, const char **skipped)
         return;
     }
     head = weight_make(&p, WEIGHT_MATRIX, s->vocab, s->hidden, 1.0f, 0.0f);
-    pair_pool(&p, 128, 64);
+    pair_pool(&p, 128, 96);
     normed = act_make(&p, s->hidden);
     x = random_array(&p.random, (size_t)TOKENS * s->hidden, 0.25f);
     wanted[0].logprobs = 5;

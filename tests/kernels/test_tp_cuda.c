@@ -300,7 +300,7 @@ static bool gpus_found(const struct ops *cuda, uint32_t count)
     return rc == 0;
 }
 
-static void ranks_compare(uint32_t count, bool library)
+static void ranks_compare(uint32_t count, bool library, bool symmetric)
 {
     const struct ops *cuda = backend_open("cuda");
     char store[] = "/tmp/phalanx-tp-XXXXXX", path[64];
@@ -321,7 +321,8 @@ static void ranks_compare(uint32_t count, bool library)
                                             .device_index = i,
                                             .comm_store = store,
                                             .comm_timeout_s = 60,
-                                            .library_all_reduce = library}};
+                                            .library_all_reduce = library,
+                                            .symmetric = symmetric}};
         outcome_alloc(&ranks[i].out);
         assert_int_equal(pthread_create(&threads[i], NULL, rank_run, &ranks[i]), 0);
     }
@@ -367,20 +368,26 @@ static void ranks_compare(uint32_t count, bool library)
 static void test_two_ranks(void **state)
 {
     (void)state;
-    ranks_compare(2, false);
+    ranks_compare(2, false, false);
 }
 
 static void test_four_ranks(void **state)
 {
     (void)state;
-    ranks_compare(4, false);
+    ranks_compare(4, false, false);
 }
 
 /* Without sums over peer memory. */
 static void test_library(void **state)
 {
     (void)state;
-    ranks_compare(2, true);
+    ranks_compare(2, true, false);
+}
+
+static void test_symmetric(void **state)
+{
+    (void)state;
+    ranks_compare(2, true, true);
 }
 
 /* A rank alone gives up in time, and says who is missing. */
@@ -414,10 +421,9 @@ static void test_alone(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_alone),
-        cmocka_unit_test(test_two_ranks),
-        cmocka_unit_test(test_four_ranks),
-        cmocka_unit_test(test_library),
+        cmocka_unit_test(test_alone),      cmocka_unit_test(test_two_ranks),
+        cmocka_unit_test(test_four_ranks), cmocka_unit_test(test_library),
+        cmocka_unit_test(test_symmetric),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
