@@ -131,7 +131,10 @@ struct device {
     uint32_t plans_count;
     bool plans_noted; /* products take any algorithm: they are to be raced later */
     ncclComm_t nccl;  /* NULL for one rank */
-    struct p2p *p2p;  /* NULL: sums and gathers through NCCL alone */
+#if NCCL_VERSION_CODE >= NCCL_VERSION(2, 27, 0)
+    ncclWindow_t window; /* the newest; goes with the communicator */
+#endif
+    struct p2p *p2p; /* NULL: sums and gathers through NCCL alone */
     struct weight *weights;
     struct act *acts;
     struct allocation *allocations;

@@ -100,6 +100,7 @@ static void score_run(const struct shape *s, const char **skipped)
     slot_fill(&p, 3, 50, 0, &wanted[0]);
     slot_fill(&p, 7, 30, 0, &wanted[1]);
     slot_fill(&p, 0, 9, 2, &wanted[2]);
+    refused(&p, &head, &normed);
     for (int b = 0; b < 2; b++)
         backend_step(&p, b, &head, &normed, x, &out[b]);
     for (uint32_t i = 0; i < SCORED; i++) {
@@ -107,7 +108,6 @@ static void score_run(const struct shape *s, const char **skipped)
         assert_int_equal(out[1].scored[i].top_count, i < 49 ? 5 : i < 69 ? 0 : 20);
     }
     same(&out[1].sampled, &out[0].sampled);
-    refused(&p, &head, &normed);
     free(x);
     free(out);
     pair_close(&p);
