@@ -6,8 +6,8 @@
 #include <stdlib.h>
 
 #define TRIED_MAX 12
-#define TRIED_WEIGHTS 16 /* matrices of one shape, in turn: one alone would stay in the L2 cache   \
-                          */
+/* Matrices of one shape, in turn: one alone would stay in the L2 cache. */
+#define TRIED_WEIGHTS 16
 #define SHORT_US 1000.0f /* of such products several runs are timed */
 
 static cublasStatus_t plan_ask(const struct device *d, const struct gemm_plan *p,
