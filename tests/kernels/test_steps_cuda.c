@@ -301,6 +301,21 @@ static void test_steps_ahead(void **state)
     free(m);
 }
 
+/* A pool for other steps than were prepared for. */
+static void pages_refused(struct model *m)
+{
+    const struct ops *o = m->p.ops[1];
+    struct device *d = m->p.device[1];
+    uint32_t page = m->p.shape.page_size;
+    struct err e = {0};
+
+    assert_int_equal(o->pool_alloc(d, 1, page, SLOTS + 1, 256, 400, &e), ERR_INVALID);
+    assert_non_null(strstr(e.msg, "--max-running-requests"));
+    assert_int_equal(o->pool_alloc(d, 1, page, SLOTS, 257, 400, &e), ERR_INVALID);
+    assert_int_equal(o->pool_alloc(d, 1, 2 * page, SLOTS, 256, 400, &e), ERR_INVALID);
+    assert_int_equal(o->prepare(d, page, SLOTS, 256, 400, &e), ERR_INVALID);
+}
+
 /* warmed: counts, or NULL. */
 static void model_run(const struct shape *s, uint32_t window, struct model *warmed,
                       const char **skipped)
@@ -318,6 +333,7 @@ static void model_run(const struct shape *s, uint32_t window, struct model *warm
     model_make(m, warmed != NULL);
     if (warmed) {
         model_warm(m);
+        pages_refused(m);
         pair_pages(&m->p);
         model_warm(m);
         m->plain = true;
