@@ -74,8 +74,3 @@ test-kernels: $(if $(NVCC),$(CUDA_BACKEND)) $(CPU_BACKEND) $(KERNEL_TEST_BIN) \
 		$(PEERS_TEST_BIN)
 	$(Q)BUILD=$(BUILD) mk/run-unit.sh $(filter $(BUILD)/tests/kernels/test_%,$(KERNEL_TEST_BIN)) \
 		$(filter %/test_peers_cuda,$(PEERS_TEST_BIN))
-
-# Slow: minutes on one GPU.
-.PHONY: sanitize
-sanitize: $(if $(NVCC),$(CUDA_BACKEND)) $(CPU_BACKEND) $(KERNEL_TEST_BIN) $(PEERS_TEST_BIN)
-	$(Q)tests/kernels/sanitize.sh $(BUILD)/tests/kernels
