@@ -2,11 +2,34 @@
 #include "common/log.h"
 #include "services/scheduler/service_private.h"
 
+void control_status(struct service *s)
+{
+    struct scheduler_stats now = {0};
+    struct proto_status m = {.replica = {.epoch = bus_epoch(s->workers),
+                                         .ready = s->ready,
+                                         .reason = proto_str(service_reason(s)),
+                                         .tp_size = s->group.size,
+                                         .ranks = s->group.loaded}};
+    struct err err;
+
+    if (!s->launcher)
+        return;
+    if (s->core)
+        scheduler_stats(s->core, &now);
+    m.replica.pages_total = now.pages_total;
+    m.replica.pages_free = now.pages_free;
+    m.replica.running = now.running;
+    m.replica.waiting = now.waiting;
+    if (bus_send(s->launcher, PROTO_STATUS, 0, &m, &err))
+        log_warn("launcher=%s %s", bus_peer_name(s->launcher), err.msg);
+}
+
 static void on_control_up(void *ctx, struct bus_peer *peer)
 {
     struct service *s = ctx;
 
     s->launcher = peer;
+    control_status(s);
 }
 
 static void on_control_down(void *ctx, struct bus_peer *peer, const char *reason)

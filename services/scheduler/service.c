@@ -72,13 +72,19 @@ void service_plan_soon(struct service *s)
 
 /* ---- tokenizers ---- */
 
+const char *service_reason(const struct service *s)
+{
+    if (s->ready)
+        return "";
+    return s->was_ready ? "recovering" : "loading";
+}
+
 static struct proto_state state_message(const struct service *s)
 {
     const struct group *g = &s->group;
 
     if (!s->ready)
-        return (struct proto_state){.reason = proto_str(s->was_ready ? "recovering" : "loading"),
-                                    .tp_size = g->size};
+        return (struct proto_state){.reason = proto_str(service_reason(s)), .tp_size = g->size};
     return (struct proto_state){
         .ready = true,
         .vocab_size = g->vocab_size,
@@ -106,6 +112,7 @@ void service_send_states(struct service *s)
 
     while ((peer = bus_next_peer(s->tokenizers, peer)))
         send_state(s, peer);
+    control_status(s);
 }
 
 static void send_failed(struct bus_peer *peer, uint64_t sid, uint32_t status, const char *message,
@@ -265,7 +272,10 @@ static void on_tick(uv_timer_t *timer)
 
     if (!service_failed(s))
         ranks_check_meeting(s, now_us);
-    if (!s->was_ready || service_failed(s))
+    if (service_failed(s))
+        return;
+    control_status(s);
+    if (!s->was_ready)
         return;
     if (s->ready)
         ranks_check_deadline(s, now_us);

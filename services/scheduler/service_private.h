@@ -52,8 +52,11 @@ bool service_failed(const struct service *s);
  */
 void service_plan_soon(struct service *s);
 
-/* Tells the tokenizers whether there are ranks. */
+/* Tells the tokenizers and the launcher whether there are ranks. */
 void service_send_states(struct service *s);
+
+/* Why there are none; "" when there are. */
+const char *service_reason(const struct service *s);
 
 /* Tells the owners of sequences that can not go on. */
 void service_send_failures(struct service *s, const struct scheduler_failure *failed,
@@ -79,6 +82,9 @@ void ranks_lost(struct service *s, uint64_t next);
 /* ---- control.c ---- */
 
 int control_connect(struct service *s, const struct bus_config *shared, struct err *err);
+
+/* How this replica is doing, for the launcher if there is one. */
+void control_status(struct service *s);
 
 /* Tells the launcher, if there is one, that the ranks of that epoch are lost. */
 void control_group_down(struct service *s, uint64_t epoch, const char *reason);

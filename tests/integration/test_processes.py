@@ -171,15 +171,75 @@ def test_stop_while_loading(node):
     assert gone(pids)
 
 
-def test_stop_with_requests_running(node):
+@pytest.mark.parametrize("name", ["scheduler-0", "worker-1"])
+def test_stopped_child(node, name):
+    """SIGSTOP: nobody sees it end, it only says nothing any more."""
+    server = node().ready()
+    before = server.children()
+    os.kill(before[name], signal.SIGSTOP)
+    if name == "worker-1":  # a step shows it
+        answer = server.post("/v1/completions", {"model": "demo-model", "prompt": "Good morrow",
+                                                 "max_tokens": 4, "ignore_eos": True})
+        assert answer["usage"]["completion_tokens"] == 4
+    wait_for(lambda: "phalanx: ready again after " in server.text())
+    after = server.children()
+    assert sorted(after) == sorted(NAMES) and after[name] != before[name]
+    assert not alive(before[name])
+    assert "phalanx: scheduler-0 (pid %d) hangs, killing it" % before["scheduler-0"] in \
+        server.text() or name == "worker-1"
+
+
+def test_status(node, tmp_path):
+    def status():
+        done = subprocess.run([BIN / "phalanx", "status", "--json", "--run-dir", tmp_path / "run"],
+                              capture_output=True, text=True, timeout=30)
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    server = node().ready()
+    wait_for(lambda: status()["replicas"][0]["ready"])
+    replica = status()["replicas"][0]
+    assert replica["epoch"] == 1 and replica["ranks"] == [True, True]
+    assert replica["pages_free"] == replica["pages_total"] > 0
+    with stream(server, 900):
+        replica = wait_for(lambda: [r for r in status()["replicas"] if r["running"]])[0]
+        assert replica["pages_free"] < replica["pages_total"]
+        os.kill(server.children()["worker-0"], signal.SIGKILL)
+        wait_for(lambda: status()["replicas"][0]["epoch"] == 2)
+        wait_for(lambda: status()["ready"])
+    restarts = {p["name"]: p["restarts"] for p in status()["processes"]}
+    assert restarts.pop("worker-0") == restarts.pop("worker-1") == 1
+    assert set(restarts.values()) == {0}
+
+
+def stream(server, tokens):
+    """A connection on which a stream has begun."""
+    body = json.dumps({"model": "demo-model", "prompt": "x", "max_tokens": tokens,
+                       "ignore_eos": True, "stream": True}).encode()
+    s = socket.create_connection(("127.0.0.1", server.port), timeout=60)
+    s.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+              b"Content-Length: %d\r\n\r\n" % len(body) + body)
+    assert s.recv(15) == b"HTTP/1.1 200 OK"
+    return s
+
+
+def test_stop_drains(node):
     server = node().ready()
     pids = server.children()
-    body = json.dumps({"model": "demo-model", "prompt": "x", "max_tokens": 900,
-                       "ignore_eos": True, "stream": True}).encode()
-    with socket.create_connection(("127.0.0.1", server.port)) as s:
-        s.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
-                  b"Content-Length: %d\r\n\r\n" % len(body) + body)
-        assert s.recv(15) == b"HTTP/1.1 200 OK"
+    with stream(server, 300) as s:
+        server.process.terminate()
+        answer = b""
+        while data := s.recv(65536):
+            answer += data
+    assert b"data: [DONE]" in answer and b'"finish_reason":"length"' in answer
+    assert server.process.wait(20) == 0
+    assert gone(pids)
+
+
+def test_stop_without_drain(node):
+    server = node("--drain-timeout", "0").ready()
+    pids = server.children()
+    with stream(server, 900):
         server.process.terminate()
         assert server.process.wait(20) == 0
     assert gone(pids)

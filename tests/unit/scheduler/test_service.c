@@ -58,6 +58,8 @@ struct fake_launcher {
     uint32_t downs;
     uint64_t epoch; /* of the last */
     char reason[200];
+    struct proto_replica_status status; /* the last one; its reason apart */
+    char why[32];
 };
 
 struct fake_tokenizer {
@@ -340,6 +342,12 @@ static void launcher_message(void *ctx, struct bus_peer *peer, const struct prot
     const struct proto_group_down *down = message;
 
     (void)peer;
+    if (header->type == PROTO_STATUS) {
+        l->status = ((const struct proto_status *)message)->replica;
+        (void)snprintf(l->why, sizeof l->why, "%.*s", (int)l->status.reason.len,
+                       l->status.reason.data);
+        return;
+    }
     assert_int_equal(header->type, PROTO_GROUP_DOWN);
     l->downs++;
     l->epoch = down->epoch;
@@ -798,6 +806,28 @@ static void test_launcher_first(void **state)
     recovery_end(&w, 2, "rank 1: killed");
 }
 
+/* The launcher knows how the replica is doing, before, between and after. */
+static void test_status(void **state)
+{
+    struct world w;
+    const struct proto_replica_status *status = &w.launcher.status;
+
+    (void)state;
+    recovery_start(&w, 30);
+    world_wait(&w, status->ready);
+    assert_string_equal(w.launcher.why, "");
+    assert_int_equal(status->epoch, 1);
+    assert_int_equal(status->tp_size, 2);
+    assert_int_equal(status->ranks, 3);
+    assert_int_equal(status->pages_total, 80);
+    launcher_says_down(&w, 1);
+    world_wait(&w, !status->ready && status->epoch == 2);
+    assert_string_equal(w.launcher.why, "recovering");
+    assert_int_equal(status->ranks, 0);
+    assert_int_equal(status->waiting, 2);
+    recovery_end(&w, 2, "rank 1: killed");
+}
+
 /* Ranks of a later epoch have come before anybody said why. */
 static void test_later_epoch(void **state)
 {
@@ -967,15 +997,15 @@ static void test_endpoint_in_use(void **state)
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_serve),           cmocka_unit_test(test_queue_full),
-        cmocka_unit_test(test_aborts),          cmocka_unit_test(test_ranks_apart),
-        cmocka_unit_test(test_rank_failed),     cmocka_unit_test(test_rank_gone),
-        cmocka_unit_test(test_step_timeout),    cmocka_unit_test(test_launcher_first),
-        cmocka_unit_test(test_later_epoch),     cmocka_unit_test(test_no_launcher),
-        cmocka_unit_test(test_replays),         cmocka_unit_test(test_resumed),
-        cmocka_unit_test(test_start_fails),     cmocka_unit_test(test_another_model),
-        cmocka_unit_test(test_ranks_disagree),  cmocka_unit_test(test_pool_too_large),
-        cmocka_unit_test(test_endpoint_in_use),
+        cmocka_unit_test(test_serve),          cmocka_unit_test(test_queue_full),
+        cmocka_unit_test(test_aborts),         cmocka_unit_test(test_ranks_apart),
+        cmocka_unit_test(test_rank_failed),    cmocka_unit_test(test_rank_gone),
+        cmocka_unit_test(test_step_timeout),   cmocka_unit_test(test_launcher_first),
+        cmocka_unit_test(test_status),         cmocka_unit_test(test_later_epoch),
+        cmocka_unit_test(test_no_launcher),    cmocka_unit_test(test_replays),
+        cmocka_unit_test(test_resumed),        cmocka_unit_test(test_start_fails),
+        cmocka_unit_test(test_another_model),  cmocka_unit_test(test_ranks_disagree),
+        cmocka_unit_test(test_pool_too_large), cmocka_unit_test(test_endpoint_in_use),
     };
 
     if (argc == 9 && strcmp(argv[1], "serve") == 0)
