@@ -92,10 +92,9 @@ class Cluster:
         return r.status, events
 
     def stop(self):
-        for p in self.running.values():
-            p.terminate()
-        for p in self.running.values():
-            assert p.wait(10 * PATIENCE) == 0
+        for name in ("gateway", "tokenizer", "worker", "scheduler"):
+            self.running[name].terminate()
+            assert self.running[name].wait(10 * PATIENCE) == 0, name
         self.log_file.close()
         found = re.search(r"(Sanitizer: |runtime error: ).*", self.log())
         assert not found, f"{found[0]}\n{self.log()}"
