@@ -3,6 +3,7 @@
 import json
 import random
 import subprocess
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -39,16 +40,29 @@ def ask(port):
         return json.loads(r.read())["choices"][0]["message"]["content"]
 
 
+def swallow(request):
+    """What comes of it does not matter."""
+    try:
+        with urllib.request.urlopen(request, timeout=60) as r:
+            r.read()
+    except OSError:
+        pass
+
+
+def is_ready(port):
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health/ready", timeout=2):
+            return True
+    except OSError:
+        return False
+
+
 def wait_ready(port, processes):
     deadline = time.monotonic() + 30 * PATIENCE
-    while time.monotonic() < deadline:
+    while not is_ready(port):
         assert all(p.poll() is None for p in processes)
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/health/ready", timeout=2):
-                return
-        except OSError:
-            time.sleep(0.05)
-    raise AssertionError("not ready")
+        assert time.monotonic() < deadline, "not ready"
+        time.sleep(0.05)
 
 
 @pytest.mark.parametrize("transport", ["ipc", "tcp"])
@@ -110,6 +124,43 @@ def test_ranks_outlive_the_scheduler(tmp_path):
             p.terminate()
         for p in processes:
             p.wait(10 * PATIENCE)
+
+
+def test_scheduler_killed_in_mid_step(tmp_path):
+    """Ranks that had the same steps stay, others end; started again they find together."""
+    port = free_port()
+    gateway, tokenizer, scheduler, *workers = commands(lambda n: f"ipc://{tmp_path}/{n}", port)
+    others = [start(c) for c in (gateway, tokenizer)]
+    ranks = [start(c) for c in workers]
+    p = start(scheduler)
+    try:
+        for pause in (0.05, 0.1, 0.15):
+            assert ask_again(port) == GOLDEN["text"]
+            body = {"prompt": "a", "max_tokens": 200, "ignore_eos": True}
+            request = urllib.request.Request(f"http://127.0.0.1:{port}/v1/completions",
+                                             json.dumps(body).encode(),
+                                             {"Content-Type": "application/json"})
+            stream = threading.Thread(target=lambda r=request: swallow(r))
+            stream.start()
+            time.sleep(pause)
+            p.kill()
+            p.wait()
+            p = start(scheduler)
+            deadline = time.monotonic() + 60 * PATIENCE
+            while stream.is_alive() or not is_ready(port):
+                assert time.monotonic() < deadline
+                for rank, command in enumerate(workers):
+                    if ranks[rank].poll() is not None:
+                        assert ranks[rank].returncode == 1
+                        ranks[rank] = start(command)
+                time.sleep(0.05)
+        assert ask(port) == GOLDEN["text"]
+        assert p.poll() is None and all(o.poll() is None for o in others)
+    finally:
+        for each in (p, *ranks, *others):
+            each.terminate()
+        for each in (p, *ranks, *others):
+            each.wait(10 * PATIENCE)
 
 
 def test_ranks_that_do_not_belong_together(tmp_path):
