@@ -18,8 +18,6 @@ static int check_options(const struct options *o, struct err *err)
     if (options_int(o, OPT_RANK) >= options_int(o, OPT_TP_SIZE))
         return err_set(err, ERR_INVALID, "--rank %lld, --tp-size is %lld",
                        (long long)options_int(o, OPT_RANK), (long long)options_int(o, OPT_TP_SIZE));
-    if (options_bool(o, OPT_ENABLE_SYMM_MEM))
-        return err_set(err, ERR_UNSUPPORTED, "--enable-symm-mem is not supported yet");
     return 0;
 }
 
@@ -48,6 +46,8 @@ int main(int argc, char **argv)
                    .tp_size = (uint32_t)options_int(&o, OPT_TP_SIZE),
                    .first_device = (uint32_t)options_int(&o, OPT_FIRST_DEVICE),
                    .context_length = (uint32_t)options_int(&o, OPT_CONTEXT_LENGTH),
+                   .num_slots = (uint32_t)options_int(&o, OPT_MAX_RUNNING_REQUESTS),
+                   .prefill_tokens_max = (int32_t)options_int(&o, OPT_CHUNKED_PREFILL_SIZE),
                    .page_size = (uint32_t)options_int(&o, OPT_PAGE_SIZE),
                    .mem_fraction = options_float(&o, OPT_MEM_FRACTION_STATIC),
                    .comm_interface = options_str(&o, OPT_DIST_INTERFACE),
@@ -56,6 +56,7 @@ int main(int argc, char **argv)
                    .graphs_off = options_bool(&o, OPT_DISABLE_CUDA_GRAPH),
                    .graph_rows_max = (uint32_t)options_int(&o, OPT_CUDA_GRAPH_MAX_BS),
                    .library_all_reduce = options_bool(&o, OPT_DISABLE_CUSTOM_ALL_REDUCE),
+                   .symmetric = options_bool(&o, OPT_ENABLE_SYMM_MEM),
                    .p2p_check = options_bool(&o, OPT_ENABLE_P2P_CHECK)},
     };
     log_init(config.name, log_get_level());
