@@ -63,6 +63,7 @@ struct ops_config {
     double memory_fraction;
     /* What a backend that has no such thing ignores: */
     bool library_all_reduce; /* sums over ranks by the library alone (NCCL) */
+    bool symmetric;          /* the library's sums in memory registered with it */
     bool p2p_check;          /* really copy between every pair of devices, and compare */
     bool graphs_off;         /* launch decode steps one by one */
     uint32_t graph_rows_max; /* decode steps of more rows are launched one by one; 0: default */
@@ -117,9 +118,21 @@ enum weight_kind {
     WEIGHT_VECTOR   /* (1, cols): norms and biases */
 };
 
-/* Bytes of a device, and how many of them nobody uses. */
+/* Bytes of a device: how many nobody uses, and what this rank's go to beside weights and KV. */
 struct ops_memory {
     uint64_t total, unused;
+    uint64_t workspace; /* buffers of a step, of products and of sums over ranks */
+    uint64_t graphs;
+};
+
+/* What a device that gets ready asks of its caller. */
+struct ops_warm {
+    /* A step has begun: runs the model's operations and sample, as a step's rows with sample do. */
+    int (*forward)(void *ctx, struct err *err);
+    /* `done` of `total`, from 0 on; and a line for the user. Each may be NULL. */
+    void (*progress)(void *ctx, const char *what, uint32_t done, uint32_t total);
+    void (*say)(void *ctx, const char *line);
+    void *ctx;
 };
 
 struct ops {
@@ -148,8 +161,17 @@ struct ops {
     /* Bytes of one KV page on this rank, and how many pages fit beside what is allocated. */
     uint64_t (*page_bytes)(const struct device *d, uint32_t page_size);
     uint64_t (*pages_max)(const struct device *d, uint32_t page_size);
-    /* The KV pool, the slots and every buffer of a step: rows_max rows, tokens_max tokens, slots of
-     * at most context_max tokens. Called once; nothing is allocated afterwards. */
+    /* Everything of a step but the KV pool; then act_new can be called, and pages_max knows what is
+     * left. NULL: pool_alloc alone does it. [collective, as warm is] */
+    int (*prepare)(struct device *d, uint32_t page_size, uint32_t num_slots, uint32_t tokens_max,
+                   uint32_t context_max, struct err *err);
+    /* Does what would otherwise come with the first steps of each kind: chooses algorithms,
+     * captures graphs. After prepare and the activations, and again after pool_alloc. NULL:
+     * nothing. */
+    int (*warm)(struct device *d, const struct ops_warm *warm, struct err *err);
+    /* The KV pool, the slots and every buffer of a step: num_slots rows, tokens_max tokens, slots
+     * of at most context_max tokens; at most what prepare was told, where it was called. Called
+     * once; but for activations, nothing is allocated afterwards. */
     int (*pool_alloc)(struct device *d, uint32_t num_pages, uint32_t page_size, uint32_t num_slots,
                       uint32_t tokens_max, uint32_t context_max, struct err *err);
     int (*act_new)(struct device *d, uint32_t width, struct act **out, struct err *err);

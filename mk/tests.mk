@@ -89,3 +89,8 @@ fuzz:
 	$(O)/fuzz/fuzz_$(FUZZ) -max_total_time=$(SECONDS) -timeout=10 -rss_limit_mb=2048 $(O)/fuzz/corpus/$(FUZZ) tests/fuzz/corpus/$(FUZZ)
 
 -include $(wildcard $(TESTS)/unit/*/*.d $(TESTS)/fuzz/*.d $(TESTS)/*.d)
+
+# Slow: minutes on one GPU.
+.PHONY: sanitize
+sanitize: $(if $(NVCC),$(CUDA_BACKEND)) $(CPU_BACKEND) $(KERNEL_TEST_BIN) $(PEERS_TEST_BIN)
+	$(Q)tests/kernels/sanitize.sh $(BUILD)/tests/kernels

@@ -1,5 +1,6 @@
 /* The CPU backend's device: memory, slots, the step's frame, the table of operations. */
 #include "common/mem.h"
+#include "kernels/checks.h"
 #include "kernels/cpu/cpu.h"
 
 #include <stdio.h>
@@ -252,11 +253,7 @@ static void *copy_of(const void *data, size_t bytes)
 
 static int slot_check(const struct device *d, uint32_t slot, bool open, struct err *err)
 {
-    if (slot >= d->num_slots)
-        return err_set(err, ERR_INVALID, "slot %u of %u", slot, d->num_slots);
-    if (d->slots[slot].open != open)
-        return err_set(err, ERR_INVALID, "slot %u is %s", slot, open ? "not open" : "open");
-    return 0;
+    return check_slot(slot, d->num_slots, slot < d->num_slots && d->slots[slot].open, open, err);
 }
 
 static int cpu_slot_open(struct device *d, uint32_t slot, const uint32_t *tokens, uint32_t count,
@@ -265,15 +262,10 @@ static int cpu_slot_open(struct device *d, uint32_t slot, const uint32_t *tokens
     struct slot *s;
     int rc = slot_check(d, slot, false, err);
 
+    if (!rc)
+        rc = check_tokens(slot, tokens, count, generated, d->context_max, d->model.vocab_size, err);
     if (rc)
         return rc;
-    if (!count || count > d->context_max || generated > count)
-        return err_set(err, ERR_INVALID, "slot %u: %u tokens, %u generated, context %u", slot,
-                       count, generated, d->context_max);
-    for (uint32_t i = 0; i < count; i++)
-        if (tokens[i] >= d->model.vocab_size)
-            return err_set(err, ERR_INVALID, "slot %u: token id %u of %u", slot, tokens[i],
-                           d->model.vocab_size);
     s = &d->slots[slot];
     s->open = true;
     memcpy(s->tokens, tokens, count * sizeof *tokens);
@@ -297,15 +289,11 @@ static int cpu_slot_pages(struct device *d, uint32_t slot, uint32_t first, const
     if (rc)
         return rc;
     s = &d->slots[slot];
-    if (first > s->pages_count || count > d->pages_per_slot - first)
-        return err_set(err, ERR_INVALID, "slot %u: pages %u..%u of %u", slot, first, first + count,
-                       d->pages_per_slot);
-    for (uint32_t i = 0; i < count; i++) {
-        if (pages[i] >= d->num_pages)
-            return err_set(err, ERR_INVALID, "slot %u: page %u of %u", slot, pages[i],
-                           d->num_pages);
-        s->pages[first + i] = pages[i];
-    }
+    rc = check_pages(slot, first, pages, count, s->pages_count, d->pages_per_slot, d->num_pages,
+                     err);
+    if (rc)
+        return rc;
+    memcpy(s->pages + first, pages, count * sizeof *pages);
     s->pages_count = first + count;
     return 0;
 }
@@ -318,22 +306,11 @@ static void cpu_slot_close(struct device *d, uint32_t slot)
 
 static int row_check(const struct device *d, const struct ops_row *row, struct err *err)
 {
-    const struct slot *s;
-    uint64_t end = (uint64_t)row->start + row->count;
     int rc = slot_check(d, row->slot, true, err);
 
-    if (rc)
-        return rc;
-    s = &d->slots[row->slot];
-    if (!row->count || end > s->count)
-        return err_set(err, ERR_INVALID, "slot %u: tokens %u..%llu of %u", row->slot, row->start,
-                       (unsigned long long)end, s->count);
-    if (end > (uint64_t)s->pages_count * d->page_size)
-        return err_set(err, ERR_INVALID, "slot %u: position %llu is past its %u pages", row->slot,
-                       (unsigned long long)end - 1, s->pages_count);
-    if (row->sample && end != s->count)
-        return err_set(err, ERR_INVALID, "slot %u: sample before its last token", row->slot);
-    return 0;
+    return rc ? rc
+              : check_row(row, d->slots[row->slot].count, d->slots[row->slot].pages_count,
+                          d->page_size, err);
 }
 
 static int cpu_step_begin(struct device *d, const struct ops_row *rows, uint32_t count,

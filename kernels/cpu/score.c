@@ -3,6 +3,7 @@
  * Positions go through the LM head in blocks, so that no more than a block of logits is ever there.
  * Each rank sends maximum, sum, the known token's logit and its best candidates of every position
  * of a block; all ranks put them together alike. */
+#include "kernels/checks.h"
 #include "kernels/cpu/cpu.h"
 
 #include <math.h>
@@ -87,19 +88,9 @@ static int score_block(struct device *d, const float *x, const struct weight *lm
 static int score_check(const struct device *d, const struct ops_score *score, uint32_t done,
                        struct err *err)
 {
-    uint64_t end = (uint64_t)score->start + score->count;
-    const struct ops_row *row;
+    const struct ops_row *row = score->row < d->rows_count ? &d->rows[score->row] : NULL;
 
-    if (score->row >= d->rows_count)
-        return err_set(err, ERR_INVALID, "score of row %u of %u", score->row, d->rows_count);
-    row = &d->rows[score->row];
-    if (score->start < row->start || end > (uint64_t)row->start + row->count ||
-        end >= d->slots[row->slot].count)
-        return err_set(err, ERR_INVALID, "score of positions %u..%llu of row %u", score->start,
-                       (unsigned long long)end, score->row);
-    if (score->count > OPS_SCORES_MAX - done)
-        return err_set(err, ERR_INVALID, "more than %d scored positions in a step", OPS_SCORES_MAX);
-    return 0;
+    return check_score(score, row, row ? d->slots[row->slot].count : 0, done, err);
 }
 
 int cpu_score(struct device *d, const struct act *normed, const struct weight *lm_head,

@@ -183,27 +183,19 @@ static int pairs_copy(struct device *d, bool *good, struct err *err)
 }
 
 /* Where the outcome for these GPUs and this driver is kept. */
-static bool cache_path(const struct hello *all, uint32_t ranks, char *path, size_t size)
+static bool outcome_path(const struct hello *all, uint32_t ranks, char *path, size_t size)
 {
-    const char *base = getenv("XDG_CACHE_HOME"), *home = getenv("HOME");
     uint64_t hash = 14695981039346656037u; /* FNV-1a */
-    char dir[4096];
-    int driver = 0, n;
+    char name[64];
+    int driver = 0;
 
-    if (cudaDriverGetVersion(&driver) != cudaSuccess || (!(base && *base) && !(home && *home)))
+    if (cudaDriverGetVersion(&driver) != cudaSuccess)
         return false;
     for (uint32_t r = 0; r < ranks; r++)
         for (size_t i = 0; i < sizeof all[r].uuid.bytes; i++)
             hash = (hash ^ (uint8_t)all[r].uuid.bytes[i]) * 1099511628211u;
-    n = base && *base ? snprintf(dir, sizeof dir, "%s", base)
-                      : snprintf(dir, sizeof dir, "%s/.cache", home);
-    if (n < 0 || (size_t)n >= sizeof dir - 16)
-        return false;
-    (void)mkdir(dir, 0700);
-    (void)strcat(dir, "/phalanx");
-    (void)mkdir(dir, 0700);
-    n = snprintf(path, size, "%s/p2p-%016llx-%d", dir, (unsigned long long)hash, driver);
-    return n > 0 && (size_t)n < size;
+    (void)snprintf(name, sizeof name, "p2p-%016llx-%d", (unsigned long long)hash, driver);
+    return cache_path(name, path, size);
 }
 
 /* 1 + the outcome kept, or 0. */
@@ -232,7 +224,7 @@ static int pairs_check(struct device *d, const struct hello *all, bool *good, st
 {
     uint32_t known = 0, said[PEERS_MAX];
     char path[4200];
-    bool cached = d->config.rank == 0 && cache_path(all, d->config.tp_size, path, sizeof path);
+    bool cached = d->config.rank == 0 && outcome_path(all, d->config.tp_size, path, sizeof path);
     int rc;
 
     if (cached)

@@ -24,8 +24,8 @@
 #define GATE_UP_TOKENS 4096u          /* tokens whose gate and up are in memory at once */
 #define REPLAY_ROWS_MAX 256u          /* decode steps of more rows are launched one by one */
 #define REPLAY_OPS_MAX 2048u
-#define REPLAYS_MAX 128u
-#define RESERVE_BYTES ((uint64_t)2 << 30) /* for a step's buffers and graphs, whatever is asked */
+#define REPLAYS_MAX 256u
+#define RESERVE_BYTES ((uint64_t)512 << 20) /* for the libraries, whatever is asked */
 #define MEMORY_FRACTION 0.9
 
 struct weight {
@@ -47,6 +47,7 @@ struct act {
 struct slot {
     bool open, adjusted, cut; /* cut: top-k, top-p or min-p */
     bool open_choice;         /* candidates may not be enough */
+    uint32_t top;             /* largest log probabilities asked for */
     uint32_t count, pages_count;
     uint64_t epoch; /* 1 + the upload its last patch is in */
 };
@@ -62,6 +63,7 @@ struct upload {
 struct gemm_plan {
     uint32_t n, k, m_max, y_stride;
     bool wide, bias;
+    const struct weight *like; /* a matrix of that shape */
     cublasLtMatmulDesc_t desc;
     cublasLtMatrixLayout_t w, x, y;
     cublasLtMatmulAlgo_t algo;
@@ -82,6 +84,7 @@ struct replay {
     struct op *ops;
     uint32_t ops_count;
     cudaGraphExec_t graph; /* NULL until it was seen twice */
+    bool current;          /* the graph is that of the list */
 };
 
 /* What a rank has of the others' memory. */
@@ -126,18 +129,25 @@ struct device {
     void *workspace;
     struct gemm_plan *plans;
     uint32_t plans_count;
-    ncclComm_t nccl; /* NULL for one rank */
+    bool plans_noted; /* products take any algorithm: they are to be raced later */
+    ncclComm_t nccl;  /* NULL for one rank */
+#if NCCL_VERSION_CODE >= NCCL_VERSION(2, 27, 0)
+    ncclWindow_t window; /* the newest; goes with the communicator */
+#endif
     struct p2p *p2p; /* NULL: sums and gathers through NCCL alone */
     struct weight *weights;
     struct act *acts;
     struct allocation *allocations;
-    uint64_t weight_bytes, kv_bytes;
+    uint64_t weight_bytes, kv_bytes, device_bytes, graph_bytes; /* device_bytes: all of ours */
     void *load_host[2]; /* pinned, while weights are loaded */
     cudaEvent_t load_done[2];
     uint32_t load_turn;
 
-    /* Pool. kv: per layer k then v, each (num_pages, kv_heads, page_size, head_dim). */
+    /* Pool. kv: per layer k then v, each (num_pages + 1, kv_heads, page_size, head_dim); the last
+     * page is nobody's. After prepare there is only that one. */
     char *kv;
+    bool prepared, pooled;
+    bool capturing; /* steps are captured, not run */
     uint32_t num_pages, page_size, num_slots, tokens_max, context_max, pages_per_slot, tiles_max;
     struct slot *slots;
     struct slot_state *slot_states;
@@ -172,6 +182,11 @@ struct device {
     void *last;           /* (num_slots, hidden) */
     struct sample_args sample;
     struct sample_args whole; /* of one row gathered from all ranks */
+    struct sample_args score; /* of a block of positions whose tokens are known */
+    uint32_t *score_slot;     /* (OPS_SCORES_MAX): which of score's made-up slots */
+    struct score_row *score_rows;
+    struct sample_result *score_results, *score_results_host; /* likewise; device, pinned */
+    struct ops_sampled *scored;
     struct ops_sampled *results;
     float *logits_host;
 };
@@ -185,7 +200,10 @@ bool cuda_overdue(const struct device *d, int64_t since_us); /* longer ago than 
 /* memory.c: freed with the device. */
 int cuda_alloc(struct device *d, size_t bytes, void *out, const char *what, struct err *err);
 int cuda_alloc_pinned(struct device *d, size_t bytes, void *out, const char *what, struct err *err);
+/* Memory that sums over ranks read and write: NCCL's own where it was asked for. [collective] */
+int cuda_alloc_summed(struct device *d, size_t bytes, void *out, const char *what, struct err *err);
 void cuda_free_all(struct device *d);
+void cuda_free(struct device *d, const void *data); /* what cuda_alloc gave; NULL: nothing */
 int cuda_weight_new(struct device *d, enum weight_kind kind, enum dtype dtype, uint32_t rows,
                     uint32_t cols, struct weight **out, struct err *err);
 int cuda_weight_write(struct device *d, struct weight *w, uint32_t row, uint32_t rows,
@@ -201,8 +219,16 @@ int cuda_act_write(struct device *d, struct act *a, uint32_t tokens, const float
 uint64_t cuda_page_bytes(const struct device *d, uint32_t page_size);
 uint64_t cuda_pages_max(const struct device *d, uint32_t page_size);
 int cuda_memory(const struct device *d, struct ops_memory *out, struct err *err);
+int cuda_prepare(struct device *d, uint32_t page_size, uint32_t num_slots, uint32_t tokens_max,
+                 uint32_t context_max, struct err *err);
 int cuda_pool_alloc(struct device *d, uint32_t num_pages, uint32_t page_size, uint32_t num_slots,
                     uint32_t tokens_max, uint32_t context_max, struct err *err);
+
+/* warm.c */
+int cuda_warm(struct device *d, const struct ops_warm *warm, struct err *err);
+
+/* cache.c: the file `name` in the user's cache folder, which is made; false: there is none. */
+bool cache_path(const char *name, char *path, size_t size);
 
 /* slots.c */
 int cuda_slot_open(struct device *d, uint32_t slot, const uint32_t *tokens, uint32_t count,
@@ -212,7 +238,12 @@ int cuda_slot_pages(struct device *d, uint32_t slot, uint32_t first, const uint3
 void cuda_slot_close(struct device *d, uint32_t slot);
 int cuda_step_begin(struct device *d, const struct ops_row *rows, uint32_t count, struct err *err);
 
+/* Words to device memory, with the rest of an upload; sent by uploads_send. */
+int upload_add(struct device *d, void *dst, const void *data, uint32_t words, struct err *err);
+int uploads_send(struct device *d, struct err *err);
 int slots_reserve(struct device *d, struct err *err); /* the slot of rows that nobody asked for */
+/* A step of that slot alone: `rows` of `tokens` each. cut, adjusted: as such a request's. */
+int slots_rehearse(struct device *d, uint32_t rows, uint32_t tokens, bool cut, struct err *err);
 
 /* flight.c. flight_close: the last operation is queued. flight_decide: before anything of the
  * newest step is overwritten. */
@@ -232,6 +263,7 @@ void replay_begin(struct device *d);
 int replay_add(struct device *d, const struct op *op, struct err *err);
 int replay_flush(struct device *d, struct err *err); /* runs what is noted, now */
 int replay_end(struct device *d, struct err *err);   /* the list is complete */
+void replay_forget(struct device *d); /* addresses have changed; graphs keep their memory */
 void replay_close(struct device *d);
 
 /* gemm.c: y (m, n) = x (m, k) w^T + bias, y of the activation type or float32 (wide). */
@@ -240,6 +272,9 @@ int gemm_open(struct device *d, struct err *err);
 void gemm_close(struct device *d);
 int gemm(struct device *d, const void *x, uint32_t m, const struct weight *w,
          const struct weight *bias, void *y, uint32_t y_stride, bool wide, struct err *err);
+/* Forgets what was noted (plans_noted) and chooses, for each of those products, an algorithm for
+ * every number of rows; from the cache where it has them, by racing them where not. */
+int gemm_tune(struct device *d, const struct ops_warm *warm, struct err *err);
 
 /* comm.c */
 int comm_open(struct device *d, struct err *err);
@@ -249,8 +284,13 @@ int comm_check(struct device *d, struct err *err); /* whether a rank is known to
 int comm_reduce_norm(struct device *d, void *x, uint32_t tokens, float *residual,
                      const float *weight, void *normed, bool fresh, struct err *err);
 int comm_all_gather(struct device *d, const void *x, size_t bytes, void *out, struct err *err);
+int nccl_settle(struct device *d, ncclResult_t rc, const char *what, struct err *err);
 int nccl_all_reduce(struct device *d, void *x, size_t count, struct err *err);
 int nccl_all_gather(struct device *d, const void *x, size_t bytes, void *out, struct err *err);
+
+/* comm_window.c: memory that all ranks have at the same place in a window of NCCL's. */
+int symmetric_alloc(struct device *d, size_t bytes, void **out, struct err *err);
+void symmetric_free(void *data);
 
 /* comm_p2p.c: over the memory of the other GPUs. */
 int p2p_open(struct device *d, struct err *err); /* d->p2p stays NULL where it cannot be had */
@@ -263,6 +303,12 @@ bool p2p_reduces(const struct device *d, struct reduce_args *a);
 int p2p_reduce(struct device *d, const struct reduce_args *a, struct err *err);
 bool p2p_gathers(const struct device *d, size_t bytes);
 int p2p_gather(struct device *d, const void *x, size_t bytes, void *out, struct err *err);
+
+/* score.c */
+int score_alloc(struct device *d, struct err *err); /* after the buffers of sample */
+int cuda_score(struct device *d, const struct act *normed, const struct weight *lm_head,
+               const struct ops_score *scores, uint32_t count, const struct ops_sampled **results,
+               struct err *err);
 
 /* layers.c, sample.c: the operations of ops.h */
 int cuda_embed(struct device *d, const struct weight *embedding, const struct weight *norm,
@@ -280,6 +326,9 @@ int cuda_gate_up_silu(struct device *d, const struct act *x, const struct weight
                       struct act *out, struct err *err);
 int cuda_sample(struct device *d, const struct act *normed, const struct weight *lm_head,
                 struct err *err);
+/* Whether these are what logits are made of. */
+int head_check(const struct device *d, const struct act *normed, const struct weight *lm_head,
+               struct err *err);
 const float *cuda_logits(struct device *d, uint32_t i);
 
 #endif

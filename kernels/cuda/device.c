@@ -130,6 +130,7 @@ static void cuda_device_close(struct device **self)
     free(d->slots);
     free(d->results);
     free(d->logits_host);
+    free(d->scored);
     free(d->frame_host.rows);
     free(d->frame_host.token_slot);
     free(d->frame_host.token_position);
@@ -223,6 +224,8 @@ const struct ops *phalanx_backend(void)
         .weight_done = cuda_weight_done,
         .page_bytes = cuda_page_bytes,
         .pages_max = cuda_pages_max,
+        .prepare = cuda_prepare,
+        .warm = cuda_warm,
         .pool_alloc = cuda_pool_alloc,
         .act_new = cuda_act_new,
         .slot_open = cuda_slot_open,
@@ -235,6 +238,7 @@ const struct ops *phalanx_backend(void)
         .attention = cuda_attention,
         .linear_reduce_norm = cuda_linear_reduce_norm,
         .gate_up_silu = cuda_gate_up_silu,
+        .score = cuda_score,
         .sample = cuda_sample,
         .step_end = cuda_step_end,
         .steps_ahead = STEPS_AHEAD,

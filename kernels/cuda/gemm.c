@@ -1,15 +1,12 @@
 /* Matrix products: the matrix-vector kernel for few rows, else cuBLASLt with an algorithm chosen by
- * measuring, once for each shape and range of rows. */
+ * measuring, once for each shape and range of rows (tune.c). */
+#include "kernels/cuda/gemm.h"
 #include "common/mem.h"
-#include "kernels/cuda/cuda.h"
 
 #include <stdlib.h>
 
-#define TRIED_MAX 12
-#define TRIED_RUNS 3
-
-static int blas_fail(const struct device *d, cublasStatus_t rc, const char *what, uint32_t m,
-                     uint32_t n, uint32_t k, struct err *err)
+int blas_fail(const struct device *d, cublasStatus_t rc, const char *what, uint32_t m, uint32_t n,
+              uint32_t k, struct err *err)
 {
     return err_set(err, ERR_INTERNAL, "rank %u, cuda:%u: cuBLASLt: %s of %u x %u x %u: %s",
                    d->config.rank, d->config.device_index, what, m, n, k,
@@ -26,7 +23,7 @@ int gemm_open(struct device *d, struct err *err)
     return cuda_alloc(d, GEMM_WORKSPACE, &d->workspace, "cuBLASLt's workspace", err);
 }
 
-static void plan_free(struct gemm_plan *p)
+void plan_free(struct gemm_plan *p)
 {
     if (p->y)
         (void)cublasLtMatrixLayoutDestroy(p->y);
@@ -47,8 +44,7 @@ void gemm_close(struct device *d)
         (void)cublasLtDestroy(d->blas);
 }
 
-/* Rows that share an algorithm: up to the returned number. One row has algorithms of its own. */
-static uint32_t rows_bucket(uint32_t m)
+uint32_t rows_bucket(uint32_t m)
 {
     uint32_t step = m == 1 ? 1 : m <= 64 ? 8 : m <= 512 ? 64 : m <= 4096 ? 512 : 4096;
 
@@ -56,7 +52,7 @@ static uint32_t rows_bucket(uint32_t m)
 }
 
 /* In cuBLAS's terms, columns first: y' (n, m) = w' (k, n)^T x' (k, m). */
-static cublasStatus_t plan_describe(const struct device *d, struct gemm_plan *p, uint32_t m)
+cublasStatus_t plan_describe(const struct device *d, struct gemm_plan *p, uint32_t m)
 {
     cudaDataType_t half = d->type == HALF_BF16 ? CUDA_R_16BF : CUDA_R_16F;
     cublasOperation_t transposed = CUBLAS_OP_T;
@@ -78,14 +74,8 @@ static cublasStatus_t plan_describe(const struct device *d, struct gemm_plan *p,
     return rc;
 }
 
-struct product {
-    const void *x, *w, *bias;
-    void *y;
-    uint32_t m;
-};
-
-static cublasStatus_t plan_run(const struct device *d, const struct gemm_plan *p,
-                               const cublasLtMatmulAlgo_t *algo, const struct product *q)
+cublasStatus_t plan_run(const struct device *d, const struct gemm_plan *p,
+                        const cublasLtMatmulAlgo_t *algo, const struct product *q)
 {
     const float one = 1.0f, zero = 0.0f;
     uint64_t cols = q->m;
@@ -104,67 +94,6 @@ static cublasStatus_t plan_run(const struct device *d, const struct gemm_plan *p
     return rc;
 }
 
-/* Microseconds of one run, the mean of a few; negative when it cannot run. */
-static float algo_time(const struct device *d, const struct gemm_plan *p,
-                       const cublasLtMatmulAlgo_t *algo, const struct product *q,
-                       const cudaEvent_t events[2])
-{
-    cublasStatus_t rc = plan_run(d, p, algo, q); /* warm */
-    float ms = 0.0f;
-
-    if (cudaEventRecord(events[0], d->stream) != cudaSuccess)
-        return -1.0f;
-    for (int i = 0; i < TRIED_RUNS && rc == CUBLAS_STATUS_SUCCESS; i++)
-        rc = plan_run(d, p, algo, q);
-    if (rc != CUBLAS_STATUS_SUCCESS || cudaEventRecord(events[1], d->stream) != cudaSuccess ||
-        cudaEventSynchronize(events[1]) != cudaSuccess ||
-        cudaEventElapsedTime(&ms, events[0], events[1]) != cudaSuccess)
-        return -1.0f;
-    return ms * 1000.0f / TRIED_RUNS;
-}
-
-/* The heuristic's first answer is up to twice off for small matrices: the answers are raced on the
- * operands at hand, whose result does not depend on the winner but for rounding. */
-static cublasStatus_t plan_tune(const struct device *d, struct gemm_plan *p,
-                                const struct product *q)
-{
-    cublasLtMatmulHeuristicResult_t tried[TRIED_MAX];
-    cublasLtMatmulPreference_t preference = NULL;
-    cudaEvent_t events[2] = {NULL, NULL};
-    size_t workspace = GEMM_WORKSPACE;
-    float best = -1.0f;
-    int count = 0;
-    cublasStatus_t rc = cublasLtMatmulPreferenceCreate(&preference);
-
-    if (rc == CUBLAS_STATUS_SUCCESS)
-        rc = cublasLtMatmulPreferenceSetAttribute(
-            preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &workspace, sizeof workspace);
-    if (rc == CUBLAS_STATUS_SUCCESS)
-        rc = cublasLtMatmulAlgoGetHeuristic(d->blas, p->desc, p->w, p->x, p->y, p->y, preference,
-                                            TRIED_MAX, tried, &count);
-    if (rc == CUBLAS_STATUS_SUCCESS && !count)
-        rc = CUBLAS_STATUS_NOT_SUPPORTED;
-    if (rc == CUBLAS_STATUS_SUCCESS &&
-        (cudaEventCreate(&events[0]) != cudaSuccess || cudaEventCreate(&events[1]) != cudaSuccess))
-        rc = CUBLAS_STATUS_INTERNAL_ERROR;
-    for (int i = 0; i < count && rc == CUBLAS_STATUS_SUCCESS; i++) {
-        float us = algo_time(d, p, &tried[i].algo, q, events);
-
-        if (us < 0.0f || (best >= 0.0f && us >= best))
-            continue;
-        best = us;
-        p->algo = tried[i].algo;
-    }
-    if (rc == CUBLAS_STATUS_SUCCESS && best < 0.0f)
-        rc = CUBLAS_STATUS_EXECUTION_FAILED;
-    for (int i = 0; i < 2; i++)
-        if (events[i])
-            (void)cudaEventDestroy(events[i]);
-    if (preference)
-        (void)cublasLtMatmulPreferenceDestroy(preference);
-    return rc;
-}
-
 static struct gemm_plan *plan_find(struct device *d, const struct gemm_plan *key)
 {
     for (uint32_t i = 0; i < d->plans_count; i++) {
@@ -177,6 +106,13 @@ static struct gemm_plan *plan_find(struct device *d, const struct gemm_plan *key
     return NULL;
 }
 
+/* Races when that can be: not inside a graph, nor for a product that is to be raced with others. */
+static cublasStatus_t plan_choose(const struct device *d, struct gemm_plan *p,
+                                  const struct product *q)
+{
+    return d->plans_noted || d->capturing ? plan_guess(d, p) : plan_race(d, p, q);
+}
+
 /* An algorithm that was chosen for other rows of its range may not do for these: chosen anew. */
 static cublasStatus_t plan_run_tuned(const struct device *d, struct gemm_plan *p,
                                      const struct product *q)
@@ -185,7 +121,7 @@ static cublasStatus_t plan_run_tuned(const struct device *d, struct gemm_plan *p
 
     if (rc != CUBLAS_STATUS_NOT_SUPPORTED && rc != CUBLAS_STATUS_INVALID_VALUE)
         return rc;
-    rc = plan_tune(d, p, q);
+    rc = plan_choose(d, p, q);
     return rc == CUBLAS_STATUS_SUCCESS ? plan_run(d, p, &p->algo, q) : rc;
 }
 
@@ -202,7 +138,7 @@ static int plan_get(struct device *d, const struct gemm_plan *key, const struct 
         plan_free(&d->plans[--d->plans_count]);
     rc = plan_describe(d, &p, q->m);
     if (rc == CUBLAS_STATUS_SUCCESS)
-        rc = plan_tune(d, &p, q);
+        rc = plan_choose(d, &p, q);
     if (rc != CUBLAS_STATUS_SUCCESS) {
         plan_free(&p);
         return blas_fail(d, rc, "an algorithm for a product", q->m, p.n, p.k, err);
@@ -228,7 +164,8 @@ int gemm(struct device *d, const void *x, uint32_t m, const struct weight *w,
                             .m_max = rows_bucket(m),
                             .y_stride = y_stride,
                             .wide = wide,
-                            .bias = bias != NULL};
+                            .bias = bias != NULL,
+                            .like = w};
     struct product q = {x, w->data, bias ? bias->data : NULL, y, m};
     struct gemm_plan *p = NULL;
     cublasStatus_t done;

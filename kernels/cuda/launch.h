@@ -158,6 +158,11 @@ cudaError_t launch_attention_decode(cudaStream_t s, enum half_type t,
                                     const struct attention_args *a);
 cudaError_t launch_attention_any(cudaStream_t s, enum half_type t, const struct attention_args *a);
 
+/* A position whose token is known. */
+struct score_row {
+    uint32_t slot, position;
+};
+
 /* sample.cu */
 struct sample_args {
     const float *logits; /* (results, stride) */
@@ -170,6 +175,8 @@ struct sample_args {
     struct sample_part *parts;                   /* (results, SPAN_PARTS) */
     struct sample_record *records, *all_records; /* (results), (ranks, results) */
     struct sample_result *results;
+    const struct score_row
+        *known; /* (results), or NULL: the token is not chosen, it stands there */
     uint32_t slot_stride, stride, results_count, ranks, begin, count;
     uint32_t nobody; /* a slot whose tokens are not kept */
 };

@@ -8,38 +8,62 @@
 
 #define LOAD_BYTES ((size_t)16 << 20)
 
+enum place { ON_DEVICE, PINNED, REGISTERED };
+
 struct allocation {
     void *data;
-    bool pinned;
+    size_t bytes; /* of the device, 0 when pinned */
+    enum place place;
     struct allocation *next;
 };
 
-static int allocate(struct device *d, size_t bytes, bool pinned, void *out, const char *what,
+/* What to do depends on what was there already: weights, then a step's buffers, then KV. */
+static int allocate_fail(const struct device *d, cudaError_t rc, size_t bytes, const char *what,
+                         struct err *err)
+{
+    size_t unused = 0, total = 0;
+    double others;
+    int code = rc == cudaErrorMemoryAllocation ? ERR_NOMEM : ERR_INTERNAL;
+
+    (void)cudaGetLastError();
+    (void)cudaMemGetInfo(&unused, &total);
+    others = (double)total - (double)unused - (double)d->device_bytes;
+    return err_set(
+        err, code,
+        "rank %u, cuda:%u: %.3f GB for %s: %s; of %.2f GB %.2f are free, %.2f are weights, %.2f KV "
+        "pages, %.2f workspace, %.2f libraries and other programs; %s",
+        d->config.rank, d->config.device_index, (double)bytes / 1e9, what, cudaGetErrorString(rc),
+        (double)total / 1e9, (double)unused / 1e9, (double)d->weight_bytes / 1e9,
+        (double)d->kv_bytes / 1e9, (double)(d->device_bytes - d->weight_bytes - d->kv_bytes) / 1e9,
+        others > 0 ? others / 1e9 : 0.0,
+        d->pooled  ? "lower --mem-fraction-static"
+        : d->slots ? "lower --max-running-requests or --chunked-prefill-size, or use more ranks "
+                     "(--tp-size)"
+                   : "use more ranks (--tp-size), or another GPU (CUDA_VISIBLE_DEVICES)");
+}
+
+static int allocate(struct device *d, size_t bytes, enum place place, void *out, const char *what,
                     struct err *err)
 {
+    size_t some = bytes ? bytes : 1;
     struct allocation *a;
     void *data = NULL;
-    cudaError_t rc =
-        pinned ? cudaMallocHost(&data, bytes ? bytes : 1) : cudaMalloc(&data, bytes ? bytes : 1);
+    cudaError_t rc = cudaSuccess;
+    int failed = 0;
 
-    if (rc != cudaSuccess) {
-        size_t unused = 0, total = 0;
-
-        (void)cudaGetLastError();
-        (void)cudaMemGetInfo(&unused, &total);
-        return err_set(
-            err, rc == cudaErrorMemoryAllocation ? ERR_NOMEM : ERR_INTERNAL,
-            "rank %u, cuda:%u: %.3f GB for %s: %s; %.2f of %.2f GB are free beside %.2f GB "
-            "of weights and %.2f GB of KV pages; %s",
-            d->config.rank, d->config.device_index, (double)bytes / 1e9, what,
-            cudaGetErrorString(rc), (double)unused / 1e9, (double)total / 1e9,
-            (double)d->weight_bytes / 1e9, (double)d->kv_bytes / 1e9,
-            d->kv ? "lower --mem-fraction-static or --max-running-requests"
-                  : "use more ranks (--tp-size)");
-    }
+    if (place == REGISTERED)
+        failed = symmetric_alloc(d, some, &data, err);
+    else
+        rc = place == PINNED ? cudaMallocHost(&data, some) : cudaMalloc(&data, some);
+    if (failed)
+        return failed;
+    if (rc != cudaSuccess)
+        return allocate_fail(d, rc, bytes, what, err);
     a = mem_zalloc(sizeof *a);
     a->data = data;
-    a->pinned = pinned;
+    a->place = place;
+    a->bytes = place == PINNED ? 0 : bytes;
+    d->device_bytes += a->bytes;
     a->next = d->allocations;
     d->allocations = a;
     memcpy(out, &data, sizeof data);
@@ -49,23 +73,46 @@ static int allocate(struct device *d, size_t bytes, bool pinned, void *out, cons
 /* out: a pointer to a pointer of any type. */
 int cuda_alloc(struct device *d, size_t bytes, void *out, const char *what, struct err *err)
 {
-    return allocate(d, bytes, false, out, what, err);
+    return allocate(d, bytes, ON_DEVICE, out, what, err);
 }
 
 int cuda_alloc_pinned(struct device *d, size_t bytes, void *out, const char *what, struct err *err)
 {
-    return allocate(d, bytes, true, out, what, err);
+    return allocate(d, bytes, PINNED, out, what, err);
+}
+
+int cuda_alloc_summed(struct device *d, size_t bytes, void *out, const char *what, struct err *err)
+{
+    return allocate(d, bytes, d->config.symmetric && d->nccl ? REGISTERED : ON_DEVICE, out, what,
+                    err);
+}
+
+static void allocation_drop(struct device *d, struct allocation **at)
+{
+    struct allocation *a = *at;
+
+    *at = a->next;
+    d->device_bytes -= a->bytes;
+    if (a->place == REGISTERED)
+        symmetric_free(a->data);
+    else
+        (void)(a->place == PINNED ? cudaFreeHost(a->data) : cudaFree(a->data));
+    free(a);
+}
+
+void cuda_free(struct device *d, const void *data)
+{
+    for (struct allocation **at = &d->allocations; *at; at = &(*at)->next)
+        if ((*at)->data == data) {
+            allocation_drop(d, at);
+            return;
+        }
 }
 
 void cuda_free_all(struct device *d)
 {
-    while (d->allocations) {
-        struct allocation *a = d->allocations;
-
-        d->allocations = a->next;
-        (void)(a->pinned ? cudaFreeHost(a->data) : cudaFree(a->data));
-        free(a);
-    }
+    while (d->allocations)
+        allocation_drop(d, &d->allocations);
 }
 
 /* The first matrix decides the type of everything. */
@@ -104,7 +151,8 @@ int cuda_weight_new(struct device *d, enum weight_kind kind, enum dtype dtype, u
         bytes += (size_t)rows * cols * sizeof(float);
         rc = cuda_alloc(d, (size_t)rows * cols * sizeof(float), &w->wide, "a vector", err);
     }
-    d->weight_bytes += bytes;
+    if (!rc)
+        d->weight_bytes += bytes;
     *out = w;
     return rc;
 }

@@ -16,11 +16,17 @@ int cuda_memory(const struct device *d, struct ops_memory *out, struct err *err)
     size_t unused = 0, total = 0;
     cudaError_t rc = cudaMemGetInfo(&unused, &total);
 
-    *out = (struct ops_memory){total, unused};
+    *out = (struct ops_memory){
+        .total = total,
+        .unused = unused,
+        .workspace = d->device_bytes - d->weight_bytes - d->kv_bytes,
+        .graphs = d->graph_bytes,
+    };
     return rc == cudaSuccess ? 0 : cuda_fail(d, rc, "memory", err);
 }
 
-/* What the fraction leaves beside all that is used already: weights, libraries, other programs. */
+/* What the fraction leaves beside all that is used already: weights, workspace, graphs, libraries,
+ * other programs. */
 uint64_t cuda_pages_max(const struct device *d, uint32_t page_size)
 {
     double fraction = d->config.memory_fraction > 0 ? d->config.memory_fraction : MEMORY_FRACTION;
@@ -53,9 +59,10 @@ static int pool_check(const struct device *d, uint64_t bytes, uint32_t num_pages
     return err_set(
         err, ERR_NOMEM,
         "rank %u, cuda:%u: %u KV pages take %.2f GB, but %.2f of %.2f GB are free beside "
-        "%.2f GB of weights; lower --num-pages or --mem-fraction-static",
+        "%.2f GB of weights and %.2f GB of workspace; lower --num-pages or --mem-fraction-static",
         d->config.rank, d->config.device_index, num_pages, (double)bytes / 1e9,
-        (double)memory.unused / 1e9, (double)memory.total / 1e9, (double)d->weight_bytes / 1e9);
+        (double)memory.unused / 1e9, (double)memory.total / 1e9, (double)d->weight_bytes / 1e9,
+        (double)memory.workspace / 1e9);
 }
 
 struct want {
@@ -85,7 +92,7 @@ static int slots_alloc(struct device *d, struct err *err)
         {&d->slot_pages, n * d->pages_per_slot * 4, "page tables"},
     };
 
-    d->slots = mem_array(d->num_slots, sizeof *d->slots);
+    d->slots = mem_array(n, sizeof *d->slots);
     d->ops = mem_array(REPLAY_OPS_MAX, sizeof *d->ops);
     d->replays = mem_array(REPLAYS_MAX, sizeof *d->replays);
     return allocate_all(d, wants, sizeof wants / sizeof *wants, err);
@@ -147,7 +154,6 @@ static int scratch_alloc(struct device *d, struct err *err)
     size_t gate_up = tokens * 2 * m->intermediate * 2;
     size_t arrivals = (size_t)d->num_slots * m->kv_heads * group_tiles * 4;
     const struct want wants[] = {
-        {&d->scratch, hidden > gate_up ? hidden : gate_up, "scratch"},
         {&d->partials, (size_t)2 * units_max(d) * DECODE_ROWS * (m->head_dim + 2) * sizeof(float),
          "attention parts"},
         {&d->arrivals, arrivals, "attention counters"},
@@ -155,9 +161,11 @@ static int scratch_alloc(struct device *d, struct err *err)
     int rc = allocate_all(d, wants, sizeof wants / sizeof *wants, err);
     cudaError_t cleared;
 
+    if (!rc)
+        rc = cuda_alloc_summed(d, hidden > gate_up ? hidden : gate_up, &d->scratch, "scratch", err);
     if (rc)
         return rc;
-    cleared = cudaMemset(d->arrivals, 0, arrivals);
+    cleared = cudaMemsetAsync(d->arrivals, 0, arrivals, d->stream);
     return cleared == cudaSuccess ? 0 : cuda_fail(d, cleared, "attention counters", err);
 }
 
@@ -222,24 +230,32 @@ static int vectors_finish(struct device *d, struct err *err)
     return 0;
 }
 
-int cuda_pool_alloc(struct device *d, uint32_t num_pages, uint32_t page_size, uint32_t num_slots,
-                    uint32_t tokens_max, uint32_t context_max, struct err *err)
+/* The pages and the one that is nobody's, zeroed: what was never written must be a number. */
+static int pages_alloc(struct device *d, uint32_t num_pages, const char *what, struct err *err)
 {
-    const struct ops_model *m = &d->model;
-    uint64_t bytes = cuda_page_bytes(d, page_size) * ((uint64_t)num_pages + 1);
+    uint64_t bytes = cuda_page_bytes(d, d->page_size) * ((uint64_t)num_pages + 1);
     cudaError_t cleared;
-    int rc;
+    int rc = pool_check(d, bytes, num_pages, err);
 
-    if (d->kv || !d->typed)
-        return err_set(err, ERR_INVALID, "cuda: pool_alloc: %s",
-                       d->kv ? "called twice" : "no weights yet");
-    rc = pool_check(d, bytes, num_pages, err);
     if (!rc)
-        rc = cuda_alloc(d, bytes, &d->kv, "KV pages", err);
+        rc = cuda_alloc(d, bytes, &d->kv, what, err);
     if (rc)
         return rc;
     d->kv_bytes = bytes;
     d->num_pages = num_pages;
+    cleared = cudaMemsetAsync(d->kv, 0, bytes, d->stream);
+    return cleared == cudaSuccess ? slots_reserve(d, err) : cuda_fail(d, cleared, what, err);
+}
+
+int cuda_prepare(struct device *d, uint32_t page_size, uint32_t num_slots, uint32_t tokens_max,
+                 uint32_t context_max, struct err *err)
+{
+    const struct ops_model *m = &d->model;
+    int rc;
+
+    if (d->prepared || !d->typed)
+        return err_set(err, ERR_INVALID, "cuda: prepare: %s",
+                       d->prepared ? "called twice" : "no weights yet");
     d->page_size = page_size;
     d->num_slots = num_slots;
     d->tokens_max = tokens_max;
@@ -247,9 +263,6 @@ int cuda_pool_alloc(struct device *d, uint32_t num_pages, uint32_t page_size, ui
     d->pages_per_slot = (context_max + page_size - 1) / page_size;
     d->tiles_max =
         num_slots + (uint32_t)((uint64_t)tokens_max * (m->heads / m->kv_heads) / PREFILL_ROWS) + 1;
-    cleared = cudaMemset(d->kv, 0, bytes);
-    if (cleared != cudaSuccess)
-        return cuda_fail(d, cleared, "KV pages", err);
     rc = slots_alloc(d, err);
     if (!rc)
         rc = frame_alloc(d, err);
@@ -258,8 +271,45 @@ int cuda_pool_alloc(struct device *d, uint32_t num_pages, uint32_t page_size, ui
     if (!rc)
         rc = sample_alloc(d, err);
     if (!rc)
-        rc = slots_reserve(d, err);
+        rc = score_alloc(d, err);
+    if (!rc)
+        rc = pages_alloc(d, 0, "a KV page", err);
     if (!rc)
         rc = vectors_finish(d, err);
+    d->prepared = !rc;
+    return rc ? rc : cuda_wait(d, err);
+}
+
+static int prepared_check(const struct device *d, uint32_t page_size, uint32_t num_slots,
+                          uint32_t tokens_max, uint32_t context_max, struct err *err)
+{
+    if (page_size == d->page_size && num_slots <= d->num_slots && tokens_max <= d->tokens_max &&
+        context_max <= d->context_max)
+        return 0;
+    return err_set(err, ERR_INVALID,
+                   "rank %u: asked for %u slots, steps of %u tokens, pages of %u; prepared for %u, "
+                   "%u, %u: start ranks and scheduler with the same --max-running-requests, "
+                   "--chunked-prefill-size and --page-size",
+                   d->config.rank, num_slots, tokens_max, page_size, d->num_slots, d->tokens_max,
+                   d->page_size);
+}
+
+int cuda_pool_alloc(struct device *d, uint32_t num_pages, uint32_t page_size, uint32_t num_slots,
+                    uint32_t tokens_max, uint32_t context_max, struct err *err)
+{
+    int rc;
+
+    if (d->pooled)
+        return err_set(err, ERR_INVALID, "cuda: pool_alloc: called twice");
+    rc = d->prepared ? prepared_check(d, page_size, num_slots, tokens_max, context_max, err)
+                     : cuda_prepare(d, page_size, num_slots, tokens_max, context_max, err);
+    if (rc)
+        return rc;
+    replay_forget(d);
+    cuda_free(d, d->kv);
+    d->kv = NULL;
+    d->kv_bytes = 0;
+    d->pooled = true;
+    rc = pages_alloc(d, num_pages, "KV pages", err);
     return rc ? rc : cuda_wait(d, err);
 }

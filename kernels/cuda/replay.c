@@ -1,10 +1,10 @@
 /* Decode steps as CUDA graphs.
  *
- * In a step of sampled single tokens, operations are only noted down; sample() ends the list. The
- * first time a batch size is met the list runs as it is (which also chooses algorithms), the second
- * time it is captured, from then on replayed while the list is the same. Whoever wants to see an
- * activation in the middle makes the list run at once. Batch sizes are rounded up: rows that nobody
- * asked for belong to one slot and one page of their own. */
+ * In a step of sampled single tokens, operations are only noted down; sample() ends the list. At
+ * start (warm.c) lists are captured without being run; one that is new then runs as it is the first
+ * time, is captured the second, from then on replayed while the list is the same. Whoever wants to
+ * see an activation in the middle makes the list run at once. Batch sizes are rounded up: rows that
+ * nobody asked for belong to one slot and one page of their own. */
 #include "common/mem.h"
 #include "kernels/cuda/cuda.h"
 
@@ -13,7 +13,7 @@
 
 uint32_t replay_bucket(const struct device *d, uint32_t rows)
 {
-    uint32_t step = rows <= 8 ? 1 : rows <= 64 ? 8 : 16;
+    uint32_t step = rows <= 8 ? 1 : rows <= 64 ? 8 : rows <= 256 ? 16 : rows <= 1024 ? 64 : 256;
     uint32_t bucket = (rows + step - 1) / step * step;
     uint32_t most = d->num_slots < d->tokens_max ? d->num_slots : d->tokens_max;
 
@@ -63,6 +63,12 @@ int replay_add(struct device *d, const struct op *op, struct err *err)
     return 0;
 }
 
+void replay_forget(struct device *d)
+{
+    for (uint32_t i = 0; i < d->replays_count; i++)
+        d->replays[i].ops_count = 0;
+}
+
 static void graph_free(struct replay *r)
 {
     if (r->graph)
@@ -95,7 +101,22 @@ static struct replay *replay_find(struct device *d)
     return r;
 }
 
-/* The list as a graph; 0 and no graph when it cannot be captured. */
+/* The same operations with other addresses keep the graph's memory. */
+static cudaError_t instantiate(struct replay *r, cudaGraph_t graph)
+{
+    cudaGraphExecUpdateResultInfo result;
+
+    if (r->graph) {
+        if (cudaGraphExecUpdate(r->graph, graph, &result) == cudaSuccess)
+            return cudaSuccess;
+        (void)cudaGetLastError();
+        (void)cudaGraphExecDestroy(r->graph);
+        r->graph = NULL;
+    }
+    return cudaGraphInstantiate(&r->graph, graph, 0);
+}
+
+/* The list as a graph. */
 static int capture(struct device *d, struct replay *r, struct err *err)
 {
     cudaGraph_t graph = NULL;
@@ -108,36 +129,43 @@ static int capture(struct device *d, struct replay *r, struct err *err)
     failed = run_all(d, err);
     ended = cudaStreamEndCapture(d->stream, &graph);
     if (!failed && ended == cudaSuccess)
-        ended = cudaGraphInstantiate(&r->graph, graph, 0);
+        ended = instantiate(r, graph);
+    if (!failed && ended == cudaSuccess)
+        ended = cudaGraphUpload(r->graph, d->stream);
     if (graph)
         (void)cudaGraphDestroy(graph);
     if (failed)
         return failed;
+    r->current = ended == cudaSuccess;
     return ended == cudaSuccess ? 0 : cuda_fail(d, ended, "graph capture", err);
+}
+
+/* r becomes the list's. */
+static void replay_note(struct device *d, struct replay *r)
+{
+    free(r->ops);
+    r->ops = mem_array(d->ops_count, sizeof *r->ops);
+    memcpy(r->ops, d->ops, d->ops_count * sizeof *d->ops);
+    r->ops_count = d->ops_count;
+    r->current = false;
 }
 
 int replay_end(struct device *d, struct err *err)
 {
-    size_t bytes = d->ops_count * sizeof *d->ops;
     struct replay *r;
+    bool known;
     cudaError_t rc;
 
     if (!d->deferring)
         return 0;
     r = replay_find(d);
-    if (r && (r->ops_count != d->ops_count || memcmp(r->ops, d->ops, bytes))) {
-        struct replay empty = {.rows = r->rows, .adjusted = r->adjusted, .cut = r->cut};
-
-        graph_free(r);
-        *r = empty;
-        r->ops = mem_array(d->ops_count, sizeof *r->ops);
-        memcpy(r->ops, d->ops, bytes);
-        r->ops_count = d->ops_count;
+    known =
+        r && r->ops_count == d->ops_count && !memcmp(r->ops, d->ops, d->ops_count * sizeof *d->ops);
+    if (r && !known)
+        replay_note(d, r);
+    if (!r || (!known && !d->capturing))
         return replay_flush(d, err);
-    }
-    if (!r)
-        return replay_flush(d, err);
-    if (!r->graph) {
+    if (!r->current || d->capturing) {
         int failed = capture(d, r, err);
 
         if (failed)
@@ -145,6 +173,8 @@ int replay_end(struct device *d, struct err *err)
     }
     d->deferring = false;
     d->ops_count = 0;
+    if (d->capturing)
+        return 0;
     rc = cudaGraphLaunch(r->graph, d->stream);
     return rc == cudaSuccess ? 0 : cuda_fail(d, rc, "graph", err);
 }

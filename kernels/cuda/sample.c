@@ -56,6 +56,17 @@ static int sample_run(struct device *d, const struct op *op, struct err *err)
     return rc == cudaSuccess ? 0 : cuda_fail(d, rc, "sampling", err);
 }
 
+int head_check(const struct device *d, const struct act *normed, const struct weight *lm_head,
+               struct err *err)
+{
+    if (normed->width != d->model.hidden || lm_head->cols != d->model.hidden ||
+        lm_head->rows < d->model.vocab_count || lm_head->rows > d->vocab_share)
+        return err_set(err, ERR_INVALID, "cuda: sample: width %u, LM head %u x %u, not %u x %u",
+                       normed->width, lm_head->rows, lm_head->cols, d->model.vocab_count,
+                       d->model.hidden);
+    return 0;
+}
+
 int cuda_sample(struct device *d, const struct act *normed, const struct weight *lm_head,
                 struct err *err)
 {
@@ -65,11 +76,9 @@ int cuda_sample(struct device *d, const struct act *normed, const struct weight 
 
     if (!d->results_count)
         return flight_close(d, err);
-    if (normed->width != d->model.hidden || lm_head->cols != d->model.hidden ||
-        lm_head->rows < d->model.vocab_count || lm_head->rows > d->vocab_share)
-        return err_set(err, ERR_INVALID, "cuda: sample: width %u, LM head %u x %u, not %u x %u",
-                       normed->width, lm_head->rows, lm_head->cols, d->model.vocab_count,
-                       d->model.hidden);
+    rc = head_check(d, normed, lm_head, err);
+    if (rc)
+        return rc;
     rc = replay_add(d, &op, err);
     if (!rc)
         rc = replay_end(d, err);

@@ -310,6 +310,15 @@ static __device__ uint32_t parts_select(const struct sample_part *parts, uint32_
     return block_reduce(count, sum_of());
 }
 
+/* The key of the known token of a row where this rank has it, else 0. */
+static __device__ uint64_t known_key(const struct sample_args &a, const float *raw, uint32_t row)
+{
+    struct score_row at = a.known[row];
+    uint32_t id = a.slot_tokens[(size_t)at.slot * a.slot_stride + at.position];
+
+    return id >= a.begin && id - a.begin < a.count ? key_of(raw[id - a.begin], id) : 0;
+}
+
 /* One block a row. */
 __global__ void __launch_bounds__(MERGE_THREADS)
     merge_kernel(struct sample_args a, uint32_t parts_count)
@@ -342,6 +351,8 @@ __global__ void __launch_bounds__(MERGE_THREADS)
     z_sum = block_reduce(z_sum, sum_of());
     if (threadIdx.x)
         return;
+    if (a.known)
+        winner = known_key(a, raw, blockIdx.x);
     r->raw_max = raw_max;
     r->z_max = z_max;
     r->winner = winner;
@@ -424,7 +435,7 @@ static __device__ void choose(const struct sample_args &a, uint32_t slot, uint32
 
     out->id = id;
     out->logprob = s->logprobs >= 0 ? raw - out->norm : 0.0f;
-    if (slot == a.nobody)
+    if (slot == a.nobody || a.known)
         return;
     a.slot_tokens[(size_t)slot * a.slot_stride + s->count] = id;
     s->count++;

@@ -1,13 +1,16 @@
 /* Slots and the step's frame: what the host decides, sent to the device as patches. */
+#include "common/mem.h"
+#include "kernels/checks.h"
 #include "kernels/cuda/cuda.h"
 
 #include <stddef.h>
+#include <stdlib.h>
 #include <string.h>
 
 #define PATCH_WORDS 8192u /* one block of the kernel copies a patch */
 
 /* Sends what is collected; the next buffer is free when this returns. */
-static int upload_flush(struct device *d, struct err *err)
+int uploads_send(struct device *d, struct err *err)
 {
     struct upload *u = &d->uploads[d->upload_turn], *next;
     uint32_t at = (u->words + 3u) & ~3u; /* patches hold 64-bit addresses */
@@ -34,14 +37,14 @@ static int upload_flush(struct device *d, struct err *err)
 }
 
 /* Patches of one upload are applied in no order: they must not overlap. */
-static int patch_add(struct device *d, void *dst, const void *data, uint32_t words, struct err *err)
+int upload_add(struct device *d, void *dst, const void *data, uint32_t words, struct err *err)
 {
     for (uint32_t at = 0; at < words; at += PATCH_WORDS) {
         struct upload *u = &d->uploads[d->upload_turn];
         uint32_t part = words - at < PATCH_WORDS ? words - at : PATCH_WORDS;
 
         if (u->count == PATCHES_MAX || part > UPLOAD_WORDS - 4 - u->words) {
-            int rc = upload_flush(d, err);
+            int rc = uploads_send(d, err);
 
             if (rc)
                 return rc;
@@ -57,11 +60,7 @@ static int patch_add(struct device *d, void *dst, const void *data, uint32_t wor
 
 static int slot_check(const struct device *d, uint32_t slot, bool open, struct err *err)
 {
-    if (slot >= d->num_slots)
-        return err_set(err, ERR_INVALID, "slot %u of %u", slot, d->num_slots);
-    if (d->slots[slot].open != open)
-        return err_set(err, ERR_INVALID, "slot %u is %s", slot, open ? "not open" : "open");
-    return 0;
+    return check_slot(slot, d->num_slots, slot < d->num_slots && d->slots[slot].open, open, err);
 }
 
 static int open_check(const struct device *d, uint32_t slot, const uint32_t *tokens, uint32_t count,
@@ -69,19 +68,12 @@ static int open_check(const struct device *d, uint32_t slot, const uint32_t *tok
 {
     int rc = slot_check(d, slot, false, err);
 
-    if (rc)
-        return rc;
-    if (!count || count > d->context_max || generated > count)
-        return err_set(err, ERR_INVALID, "slot %u: %u tokens, %u generated, context %u", slot,
-                       count, generated, d->context_max);
-    for (uint32_t i = 0; i < count; i++)
-        if (tokens[i] >= d->model.vocab_size)
-            return err_set(err, ERR_INVALID, "slot %u: token id %u of %u", slot, tokens[i],
-                           d->model.vocab_size);
-    if (p->end_ids_count > SLOT_END_IDS || p->bias_count > SLOT_BIASES)
-        return err_set(err, ERR_LIMIT, "slot %u: %u end ids (at most %u), %u biases (at most %u)",
-                       slot, p->end_ids_count, SLOT_END_IDS, p->bias_count, SLOT_BIASES);
-    return 0;
+    if (!rc)
+        rc = check_tokens(slot, tokens, count, generated, d->context_max, d->model.vocab_size, err);
+    if (!rc && (p->end_ids_count > SLOT_END_IDS || p->bias_count > SLOT_BIASES))
+        rc = err_set(err, ERR_LIMIT, "slot %u: %u end ids (at most %u), %u biases (at most %u)",
+                     slot, p->end_ids_count, SLOT_END_IDS, p->bias_count, SLOT_BIASES);
+    return rc;
 }
 
 static struct slot_state state_of(const struct ops_sampling *p, uint32_t count, uint32_t generated)
@@ -119,20 +111,23 @@ int cuda_slot_open(struct device *d, uint32_t slot, const uint32_t *tokens, uint
         return rc;
     s = &d->slots[slot];
     if (s->epoch == d->upload_epoch + 1)
-        rc = upload_flush(d, err);
+        rc = uploads_send(d, err);
     state = state_of(sampling, count, generated);
     if (!rc)
-        rc = patch_add(d, d->slot_tokens + (size_t)slot * (d->context_max + 1), tokens, count, err);
+        rc =
+            upload_add(d, d->slot_tokens + (size_t)slot * (d->context_max + 1), tokens, count, err);
     if (!rc)
-        rc = patch_add(d, d->slot_states + slot, &state,
+        rc =
+            upload_add(d, d->slot_states + slot, &state,
                        (uint32_t)(offsetof(struct slot_state, end_ids) / 4) + state.end_count, err);
     if (!rc)
-        rc = patch_add(d, d->slot_biases + (size_t)slot * SLOT_BIASES, sampling->bias,
-                       2 * sampling->bias_count, err);
+        rc = upload_add(d, d->slot_biases + (size_t)slot * SLOT_BIASES, sampling->bias,
+                        2 * sampling->bias_count, err);
     if (rc)
         return rc;
     s->epoch = d->upload_epoch + 1;
     s->open = true;
+    s->top = state.logprobs > 0 ? (uint32_t)state.logprobs : 0;
     s->count = count;
     s->pages_count = 0;
     s->adjusted = sampling->bias_count || sampling->repetition_penalty != 1.0f ||
@@ -153,18 +148,15 @@ int cuda_slot_pages(struct device *d, uint32_t slot, uint32_t first, const uint3
     if (rc)
         return rc;
     s = &d->slots[slot];
-    if (first > s->pages_count || count > d->pages_per_slot - first)
-        return err_set(err, ERR_INVALID, "slot %u: pages %u..%u of %u", slot, first, first + count,
-                       d->pages_per_slot);
-    for (uint32_t i = 0; i < count; i++)
-        if (pages[i] >= d->num_pages)
-            return err_set(err, ERR_INVALID, "slot %u: page %u of %u", slot, pages[i],
-                           d->num_pages);
+    rc = check_pages(slot, first, pages, count, s->pages_count, d->pages_per_slot, d->num_pages,
+                     err);
+    if (rc)
+        return rc;
     if (first < s->pages_count && s->epoch == d->upload_epoch + 1)
-        rc = upload_flush(d, err);
+        rc = uploads_send(d, err);
     if (!rc)
-        rc = patch_add(d, d->slot_pages + (size_t)slot * d->pages_per_slot + first, pages, count,
-                       err);
+        rc = upload_add(d, d->slot_pages + (size_t)slot * d->pages_per_slot + first, pages, count,
+                        err);
     if (rc)
         return rc;
     s->epoch = d->upload_epoch + 1;
@@ -172,19 +164,27 @@ int cuda_slot_pages(struct device *d, uint32_t slot, uint32_t first, const uint3
     return 0;
 }
 
+/* All of its pages are one, so that it can be of any length. */
 int slots_reserve(struct device *d, struct err *err)
 {
     const struct ops_sampling greedy = {.top_p = 1.0f, .repetition_penalty = 1.0f, .logprobs = -1};
     struct slot_state state = state_of(&greedy, 1, 0);
-    uint32_t token = 0, page = d->num_pages, slot = d->num_slots;
-    int rc = patch_add(d, d->slot_tokens + (size_t)slot * (d->context_max + 1), &token, 1, err);
+    uint32_t slot = d->num_slots, *pages = mem_array(d->pages_per_slot, sizeof *pages);
+    cudaError_t cleared =
+        cudaMemsetAsync(d->slot_tokens + (size_t)slot * (d->context_max + 1), 0,
+                        ((size_t)d->context_max + 1) * sizeof *d->slot_tokens, d->stream);
+    int rc = cleared == cudaSuccess ? 0 : cuda_fail(d, cleared, "slots", err);
 
+    for (uint32_t i = 0; i < d->pages_per_slot; i++)
+        pages[i] = d->num_pages;
     if (!rc)
-        rc = patch_add(d, d->slot_pages + (size_t)slot * d->pages_per_slot, &page, 1, err);
+        rc = upload_add(d, d->slot_pages + (size_t)slot * d->pages_per_slot, pages,
+                        d->pages_per_slot, err);
     if (!rc)
-        rc = patch_add(d, d->slot_states + slot, &state,
-                       (uint32_t)(offsetof(struct slot_state, end_ids) / 4), err);
-    return rc ? rc : upload_flush(d, err);
+        rc = upload_add(d, d->slot_states + slot, &state,
+                        (uint32_t)(offsetof(struct slot_state, end_ids) / 4), err);
+    free(pages);
+    return rc ? rc : uploads_send(d, err);
 }
 
 void cuda_slot_close(struct device *d, uint32_t slot)
@@ -195,22 +195,11 @@ void cuda_slot_close(struct device *d, uint32_t slot)
 
 static int row_check(const struct device *d, const struct ops_row *row, struct err *err)
 {
-    const struct slot *s;
-    uint64_t end = (uint64_t)row->start + row->count;
     int rc = slot_check(d, row->slot, true, err);
 
-    if (rc)
-        return rc;
-    s = &d->slots[row->slot];
-    if (!row->count || end > s->count)
-        return err_set(err, ERR_INVALID, "slot %u: tokens %u..%llu of %u", row->slot, row->start,
-                       (unsigned long long)end, s->count);
-    if (end > (uint64_t)s->pages_count * d->page_size)
-        return err_set(err, ERR_INVALID, "slot %u: position %llu is past its %u pages", row->slot,
-                       (unsigned long long)end - 1, s->pages_count);
-    if (row->sample && end != s->count)
-        return err_set(err, ERR_INVALID, "slot %u: sample before its last token", row->slot);
-    return 0;
+    return rc ? rc
+              : check_row(row, d->slots[row->slot].count, d->slots[row->slot].pages_count,
+                          d->page_size, err);
 }
 
 /* The longest tiles of a prompt first, so that they do not trail at the end. */
@@ -244,28 +233,28 @@ static void row_add(struct device *d, uint32_t index, const struct ops_row *row)
     f->result_slot[d->results_count] = row->slot;
     f->result_token[d->results_count++] = d->tokens_count - 1;
     d->any_adjusted = d->any_adjusted || s->adjusted;
-    d->any_cut = d->any_cut || s->cut;
+    d->any_cut = d->any_cut || (s->cut && !d->nccl); /* ranks decide those after the step */
     d->any_open = d->any_open || s->open_choice;
 }
 
 static int frame_upload(struct device *d, struct err *err)
 {
     const struct frame *f = &d->frame, *h = &d->frame_host;
-    int rc = patch_add(d, f->rows, h->rows, d->rows_count * (uint32_t)(sizeof *h->rows / 4), err);
+    int rc = upload_add(d, f->rows, h->rows, d->rows_count * (uint32_t)(sizeof *h->rows / 4), err);
 
     if (!rc)
-        rc = patch_add(d, f->token_slot, h->token_slot, d->tokens_count, err);
+        rc = upload_add(d, f->token_slot, h->token_slot, d->tokens_count, err);
     if (!rc)
-        rc = patch_add(d, f->token_position, h->token_position, d->tokens_count, err);
+        rc = upload_add(d, f->token_position, h->token_position, d->tokens_count, err);
     if (!rc)
-        rc = patch_add(d, f->tiles, h->tiles, d->tiles_count * 2, err);
+        rc = upload_add(d, f->tiles, h->tiles, d->tiles_count * 2, err);
     if (!rc)
-        rc = patch_add(d, f->decode_rows, h->decode_rows, d->decode_count, err);
+        rc = upload_add(d, f->decode_rows, h->decode_rows, d->decode_count, err);
     if (!rc)
-        rc = patch_add(d, f->result_slot, h->result_slot, d->results_count, err);
+        rc = upload_add(d, f->result_slot, h->result_slot, d->results_count, err);
     if (!rc)
-        rc = patch_add(d, f->result_token, h->result_token, d->results_count, err);
-    return rc ? rc : upload_flush(d, err);
+        rc = upload_add(d, f->result_token, h->result_token, d->results_count, err);
+    return rc ? rc : uploads_send(d, err);
 }
 
 /* Rows up to the number a replayed step has, of the slot that is nobody's. */
@@ -303,21 +292,42 @@ static int prepare_run(struct device *d, const struct op *op, struct err *err)
     return rc == cudaSuccess ? 0 : cuda_fail(d, rc, "step", err);
 }
 
-int cuda_step_begin(struct device *d, const struct ops_row *rows, uint32_t count, struct err *err)
+static void step_reset(struct device *d)
+{
+    d->tokens_count = d->rows_count = d->tiles_count = d->decode_count = d->results_count = 0;
+    d->any_adjusted = d->any_cut = d->any_open = d->sampled = false;
+}
+
+/* The rows are there: they go over, and what every operation needs is made of them. */
+static int step_start(struct device *d, struct err *err)
 {
     const struct op prepare = {.run = prepare_run};
-    cudaError_t set;
+    cudaError_t set = cudaSetDevice((int)d->config.device_index);
+    int rc;
+
+    replay_begin(d);
+    if (d->deferring)
+        rows_fill(d);
+    if (set != cudaSuccess)
+        return cuda_fail(d, set, "step", err);
+    rc = flight_begin(d, err);
+    if (!rc)
+        rc = frame_upload(d, err);
+    return rc || !d->tokens_count ? rc : replay_add(d, &prepare, err);
+}
+
+int cuda_step_begin(struct device *d, const struct ops_row *rows, uint32_t count, struct err *err)
+{
     int rc;
 
     if (count > d->num_slots)
         return err_set(err, ERR_INVALID, "%u rows, %u slots", count, d->num_slots);
     if (d->flights_count == STEPS_AHEAD)
         return err_set(err, ERR_INVALID, "%d steps have not ended", STEPS_AHEAD);
-    d->tokens_count = d->rows_count = d->tiles_count = d->decode_count = d->results_count = 0;
     rc = flight_decide(d, err);
     if (rc)
         return rc;
-    d->any_adjusted = d->any_cut = d->any_open = d->sampled = false;
+    step_reset(d);
     for (uint32_t i = 0; i < count; i++) {
         rc = row_check(d, &rows[i], err);
         if (rc)
@@ -328,14 +338,18 @@ int cuda_step_begin(struct device *d, const struct ops_row *rows, uint32_t count
     }
     d->rows_count = count;
     d->results_asked = d->results_count;
-    replay_begin(d);
-    if (d->deferring)
-        rows_fill(d);
-    set = cudaSetDevice((int)d->config.device_index);
-    if (set != cudaSuccess)
-        return cuda_fail(d, set, "step", err);
-    rc = flight_begin(d, err);
-    if (!rc)
-        rc = frame_upload(d, err);
-    return rc || !d->tokens_count ? rc : replay_add(d, &prepare, err);
+    return step_start(d, err);
+}
+
+int slots_rehearse(struct device *d, uint32_t rows, uint32_t tokens, bool cut, struct err *err)
+{
+    const struct ops_row row = {.slot = d->num_slots, .count = tokens, .sample = true};
+
+    step_reset(d);
+    d->slots[d->num_slots].cut = cut;
+    for (uint32_t i = 0; i < rows; i++)
+        row_add(d, i, &row);
+    d->rows_count = rows;
+    d->results_asked = 0;
+    return step_start(d, err);
 }

@@ -108,6 +108,10 @@ int group_loaded(struct group *g, const struct proto_loaded *m, struct err *err)
         g->pages_max = m->pages_max;
         g->pages_max_rank = m->rank;
     }
+    if (m->pages_max > g->pages_most) {
+        g->pages_most = m->pages_max;
+        g->pages_most_rank = m->rank;
+    }
     if (m->page_bytes > g->page_bytes)
         g->page_bytes = m->page_bytes;
     if (m->weight_bytes > g->weight_bytes)
@@ -121,6 +125,11 @@ int group_kv_ready(struct group *g, const struct proto_kv_ready *m, struct err *
         return err_set(err, ERR_PROTOCOL, "rank %u sent KV_READY, which nobody waits for", m->rank);
     g->ready |= bit(m->rank);
     return 0;
+}
+
+bool group_uneven(const struct group *g)
+{
+    return g->pages_max < g->pages_most - g->pages_most / 10;
 }
 
 bool group_all_loaded(const struct group *g)

@@ -37,12 +37,14 @@ struct group {
     uint32_t page_size; /* ours: the ranks' must be the same */
     uint64_t loaded;    /* bit r: rank r has sent LOADED, KV_READY */
     uint64_t ready;
-    /* What all ranks agree on; pages_max is the least of them, the bytes are the most. */
+    /* What all ranks agree on; pages_max is the least of them, pages_most and the bytes are the
+     * most. */
     uint32_t first_rank; /* the one that the others are compared with */
     uint32_t vocab_size;
     uint32_t context_length;
     uint64_t fingerprint;
     uint32_t pages_max, pages_max_rank;
+    uint32_t pages_most, pages_most_rank;
     uint64_t page_bytes;
     uint64_t weight_bytes;
     uint32_t eos_ids[64];
@@ -59,6 +61,9 @@ void group_fini(struct group *g);
 /* ERR_PROTOCOL names the rank and what it does not share with the others. */
 int group_loaded(struct group *g, const struct proto_loaded *m, struct err *err);
 int group_kv_ready(struct group *g, const struct proto_kv_ready *m, struct err *err);
+
+/* Whether one rank has room for so much less than another that somebody should look. */
+bool group_uneven(const struct group *g);
 
 bool group_all_loaded(const struct group *g);
 bool group_all_ready(const struct group *g);

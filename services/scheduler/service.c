@@ -315,12 +315,27 @@ static int core_start(struct service *s, struct err *err)
     return scheduler_new(&core, &s->core, err);
 }
 
+/* The rank with the least room decides for all. */
+static void say_uneven(const struct group *g)
+{
+    double page = (double)g->page_bytes;
+
+    log_warn(
+        "rank=%u has %.2f GB left for KV pages, rank %u has %.2f GB: every rank gets the less; "
+        "see what else uses the memory of rank %u's device (nvidia-smi), or choose other "
+        "devices (CUDA_VISIBLE_DEVICES)",
+        g->pages_max_rank, page * g->pages_max / 1e9, g->pages_most_rank,
+        page * g->pages_most / 1e9, g->pages_max_rank);
+}
+
 /* All ranks are loaded: they get the same pool. */
 static void alloc_kv(struct service *s)
 {
     const struct group *g = &s->group;
     struct proto_kv_alloc m;
 
+    if (group_uneven(g) && !s->config->num_pages)
+        say_uneven(g);
     if (core_start(s, s->err)) {
         service_fail(s);
         return;

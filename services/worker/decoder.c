@@ -43,23 +43,28 @@ static int decoder_layer(struct decoder *d, uint32_t layer, const struct weight 
     return rc;
 }
 
-int decoder_begin(struct decoder *d, const struct ops_row *rows, uint32_t count,
-                  struct decoder_scores *scores, struct err *err)
+int decoder_forward(struct decoder *d, struct decoder_scores *scores, struct err *err)
 {
     const struct weights *w = d->weights;
     uint32_t layers = d->config->layers;
-    int rc = d->ops->step_begin(d->device, rows, count, err);
+    int rc =
+        d->ops->embed(d->device, w->embed, w->layers[0].input_norm, d->residual, d->normed, err);
 
-    if (!rc)
-        rc = d->ops->embed(d->device, w->embed, w->layers[0].input_norm, d->residual, d->normed,
-                           err);
     for (uint32_t i = 0; i < layers && !rc; i++)
         rc = decoder_layer(d, i, i + 1 < layers ? w->layers[i + 1].input_norm : w->norm, err);
-    if (!rc && scores->count)
+    if (!rc && scores && scores->count)
         rc = d->ops->score
                  ? d->ops->score(d->device, d->normed, w->lm_head, scores->list, scores->count,
                                  &scores->results, err)
                  : err_set(err, ERR_UNSUPPORTED,
                            "%s does not compute log probabilities of prompt tokens", d->ops->name);
     return rc ? rc : d->ops->sample(d->device, d->normed, w->lm_head, err);
+}
+
+int decoder_begin(struct decoder *d, const struct ops_row *rows, uint32_t count,
+                  struct decoder_scores *scores, struct err *err)
+{
+    int rc = d->ops->step_begin(d->device, rows, count, err);
+
+    return rc ? rc : decoder_forward(d, scores, err);
 }

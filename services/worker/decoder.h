@@ -25,6 +25,9 @@ struct decoder_scores {
 /* The activations; after ops->pool_alloc. */
 int decoder_alloc(struct decoder *d, const struct shard *shard, struct err *err);
 
+/* Between a step's begin and end: the operations of all layers, scores (NULL: none) and sample. */
+int decoder_forward(struct decoder *d, struct decoder_scores *scores, struct err *err);
+
 /* A step, up to its sampling; ops->step_end gives what came of it. */
 int decoder_begin(struct decoder *d, const struct ops_row *rows, uint32_t count,
                   struct decoder_scores *scores, struct err *err);

@@ -24,9 +24,14 @@ struct engine_config {
     const char *comm_store;
     const char *comm_interface; /* NULL or "": the backend's choice */
     double dist_timeout_s;
-    uint32_t null_step_us;                          /* device null: what a step takes at least */
-    bool graphs_off, library_all_reduce, p2p_check; /* as in struct ops_config */
+    uint32_t null_step_us; /* device null: what a step takes at least */
+    bool graphs_off, library_all_reduce, symmetric, p2p_check; /* as in struct ops_config */
     uint32_t graph_rows_max;
+    /* The scheduler's --max-running-requests and --chunked-prefill-size: a device with memory of
+     * its own prepares for such steps before it says how many pages there are. 0 slots: it does
+     * not, pages are counted first. */
+    uint32_t num_slots;
+    int32_t prefill_tokens_max;
 };
 
 struct engine_info {
@@ -36,7 +41,8 @@ struct engine_info {
     uint32_t pages_max;
     uint64_t page_bytes, weight_bytes, kv_bytes;
     uint64_t memory_total, memory_unused; /* of a device with memory of its own, else 0 */
-    uint64_t fingerprint;                 /* of config, layout and version; the same on all ranks */
+    uint64_t workspace_bytes, graph_bytes;
+    uint64_t fingerprint; /* of config, layout and version; the same on all ranks */
     uint32_t eos_ids[64];
     uint32_t eos_count;
     bool prompt_logprobs; /* can be computed */

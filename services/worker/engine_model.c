@@ -6,6 +6,7 @@
 #include "kernels/backends.h"
 #include "services/worker/decoder.h"
 #include "services/worker/meet.h"
+#include "services/worker/progress.h"
 #include "services/worker/slots.h"
 
 #include <math.h>
@@ -39,6 +40,9 @@ struct engine {
     struct shard shard;
     struct weights weights;
     struct decoder decoder;
+    struct progress progress; /* of getting ready */
+    bool tells;               /* rank 0, of what takes time */
+    bool prepared;
     uint32_t page_size, context_length;
     uint64_t fingerprint, bytes_read;
     struct slots slots; /* views is NULL before kv_alloc */
@@ -120,6 +124,7 @@ static int open_device(struct engine *e, const struct engine_config *config, str
         .graphs_off = config->graphs_off,
         .graph_rows_max = config->graph_rows_max,
         .library_all_reduce = config->library_all_reduce,
+        .symmetric = config->symmetric,
         .p2p_check = config->p2p_check,
         .memory_fraction = config->mem_fraction,
     };
@@ -168,25 +173,107 @@ static int load_weights(struct engine *e, const struct engine_config *config,
     return rc;
 }
 
-/* A device of which the weights leave no page is refused before anybody waits for it. */
+/* ---- getting ready ---- */
+
+static int warm_forward(void *ctx, struct err *err)
+{
+    return decoder_forward(&((struct engine *)ctx)->decoder, NULL, err);
+}
+
+static void warm_progress(void *ctx, const char *what, uint32_t done, uint32_t total)
+{
+    struct engine *e = ctx;
+
+    if (!done)
+        progress_init_items(&e->progress, what, total, e->tells);
+    else
+        progress_add(&e->progress, done - e->progress.done);
+    if (done && done == total)
+        progress_end(&e->progress);
+}
+
+static void warm_say(void *ctx, const char *line)
+{
+    (void)ctx;
+    log_warn("%s", line);
+}
+
+static int warm(struct engine *e, bool tell, struct err *err)
+{
+    const struct ops_warm warm = {
+        .forward = warm_forward,
+        .progress = tell ? warm_progress : NULL,
+        .say = warm_say,
+        .ctx = e,
+    };
+
+    return e->ops->warm ? e->ops->warm(e->device, &warm, err) : 0;
+}
+
+static int decoder_init(struct engine *e, struct err *err)
+{
+    e->decoder = (struct decoder){
+        .ops = e->ops, .device = e->device, .config = &e->model, .weights = &e->weights};
+    return decoder_alloc(&e->decoder, &e->shard, err);
+}
+
+/* What a scheduler with these options asks for at most: see budget_init in its core.c. */
+static uint32_t step_tokens_max(const struct engine *e, const struct engine_config *config)
+{
+    uint32_t slots = config->num_slots, page = e->page_size, least;
+    uint32_t prefill =
+        config->prefill_tokens_max < 0 ? e->context_length : (uint32_t)config->prefill_tokens_max;
+
+    if (prefill > LIMIT_PROMPT_IDS)
+        prefill = LIMIT_PROMPT_IDS;
+    least = config->prefill_tokens_max < 0 || prefill < page ? prefill : page;
+    return prefill > slots + least ? prefill : slots + least;
+}
+
+/* All that a step needs but its pages, so that pages get what is left. */
+static int prepare(struct engine *e, const struct engine_config *config, struct err *err)
+{
+    int rc;
+
+    if (!e->ops->prepare || !config->num_slots)
+        return 0;
+    rc = e->ops->prepare(e->device, e->page_size, config->num_slots, step_tokens_max(e, config),
+                         e->context_length, err);
+    e->prepared = !rc;
+    if (!rc)
+        rc = decoder_init(e, err);
+    return rc ? rc : warm(e, true, err);
+}
+
+/* A device on which no page is left is refused before anybody waits for it. */
 static int check_memory(const struct engine *e, const struct engine_config *config, struct err *err)
 {
-    struct ops_memory memory;
+    double page = (double)e->ops->page_bytes(e->device, e->page_size);
+    double weights = (double)e->ops->weight_bytes(e->device), budget, mine, others;
+    struct ops_memory m;
     int rc;
 
     if (!e->ops->memory || e->ops->pages_max(e->device, e->page_size))
         return 0;
-    rc = e->ops->memory(e->device, &memory, err);
+    rc = e->ops->memory(e->device, &m, err);
     if (rc)
         return rc;
+    budget = config->mem_fraction * (double)m.total;
+    mine = weights + (double)m.workspace + (double)m.graphs;
+    others = (double)(m.total - m.unused) - mine;
     return err_set(
         err, ERR_NOMEM,
-        "no memory for KV pages: weights take %.2f GB, %.2f of %.2f GB are free, "
-        "and --mem-fraction-static %g is for weights and pages (%.2f MB each); raise it, "
-        "or use more ranks (--tp-size)",
-        (double)e->ops->weight_bytes(e->device) / 1e9, (double)memory.unused / 1e9,
-        (double)memory.total / 1e9, config->mem_fraction,
-        (double)e->ops->page_bytes(e->device, e->page_size) / 1e6);
+        "rank %u: no memory for KV pages of %.2f MB: --mem-fraction-static %g of %.2f GB is %.2f, "
+        "but weights take %.2f, workspace %.2f, graphs %.2f, libraries and other programs %.2f GB, "
+        "and %.2f are free; %s",
+        config->rank, page / 1e6, config->mem_fraction, (double)m.total / 1e9, budget / 1e9,
+        weights / 1e9, (double)m.workspace / 1e9, (double)m.graphs / 1e9,
+        others > 0 ? others / 1e9 : 0.0, (double)m.unused / 1e9,
+        others > 4e9 ? "see what else runs on this GPU (nvidia-smi)"
+        : budget < 0.9 * (double)m.total
+            ? "raise it"
+            : "use more ranks (--tp-size), or lower --max-running-requests or "
+              "--chunked-prefill-size");
 }
 
 static int load(const struct engine_config *config, const char *backend, struct engine **out,
@@ -197,6 +284,7 @@ static int load(const struct engine_config *config, const char *backend, struct 
     int rc = backend_load(backend, &e->ops, err);
 
     e->page_size = config->page_size;
+    e->tells = config->rank == 0;
     if (!rc)
         rc = model_config_load(config->model_dir, &e->model, err);
     if (!rc) {
@@ -211,6 +299,8 @@ static int load(const struct engine_config *config, const char *backend, struct 
         fingerprint(e, config, checkpoint);
         rc = load_weights(e, config, checkpoint, err);
     }
+    if (!rc)
+        rc = prepare(e, config, err);
     if (!rc)
         rc = check_memory(e, config, err);
     safetensors_free(&checkpoint);
@@ -247,6 +337,8 @@ static void info(const struct engine *e, struct engine_info *out)
         .kv_bytes = e->ops->kv_bytes(e->device),
         .memory_total = memory.total,
         .memory_unused = memory.unused,
+        .workspace_bytes = memory.workspace,
+        .graph_bytes = memory.graphs,
         .fingerprint = e->fingerprint,
         .eos_count = e->model.eos_count,
         .prompt_logprobs = e->ops->score != NULL,
@@ -273,11 +365,8 @@ static int kv_alloc(struct engine *e, uint32_t num_pages, uint32_t num_slots, ui
                        num_pages, num_slots, tokens_max);
     rc = e->ops->pool_alloc(e->device, num_pages, e->page_size, num_slots, tokens_max,
                             e->context_length, err);
-    if (rc)
-        return rc;
-    e->decoder = (struct decoder){
-        .ops = e->ops, .device = e->device, .config = &e->model, .weights = &e->weights};
-    rc = decoder_alloc(&e->decoder, &e->shard, err);
+    if (!rc)
+        rc = e->prepared ? warm(e, false, err) : decoder_init(e, err);
     if (rc)
         return rc;
     slots_init(&e->slots, &config);

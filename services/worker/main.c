@@ -20,8 +20,6 @@ static int check_options(const struct options *o, struct err *err)
                        (long long)options_int(o, OPT_RANK), (long long)options_int(o, OPT_TP_SIZE));
     if (options_int(o, OPT_TP_SIZE) > 1 && !null && !*options_str(o, OPT_COMM_STORE))
         return err_set(err, ERR_INVALID, "--comm-store is missing, ranks meet there");
-    if (options_bool(o, OPT_ENABLE_SYMM_MEM))
-        return err_set(err, ERR_UNSUPPORTED, "--enable-symm-mem is not supported yet");
     return 0;
 }
 
@@ -50,6 +48,8 @@ int main(int argc, char **argv)
                    .tp_size = (uint32_t)options_int(&o, OPT_TP_SIZE),
                    .first_device = (uint32_t)options_int(&o, OPT_FIRST_DEVICE),
                    .context_length = (uint32_t)options_int(&o, OPT_CONTEXT_LENGTH),
+                   .num_slots = (uint32_t)options_int(&o, OPT_MAX_RUNNING_REQUESTS),
+                   .prefill_tokens_max = (int32_t)options_int(&o, OPT_CHUNKED_PREFILL_SIZE),
                    .page_size = (uint32_t)options_int(&o, OPT_PAGE_SIZE),
                    .mem_fraction = options_float(&o, OPT_MEM_FRACTION_STATIC),
                    .comm_store = options_str(&o, OPT_COMM_STORE),
@@ -59,6 +59,7 @@ int main(int argc, char **argv)
                    .graphs_off = options_bool(&o, OPT_DISABLE_CUDA_GRAPH),
                    .graph_rows_max = (uint32_t)options_int(&o, OPT_CUDA_GRAPH_MAX_BS),
                    .library_all_reduce = options_bool(&o, OPT_DISABLE_CUSTOM_ALL_REDUCE),
+                   .symmetric = options_bool(&o, OPT_ENABLE_SYMM_MEM),
                    .p2p_check = options_bool(&o, OPT_ENABLE_P2P_CHECK)},
     };
     log_init(config.name, log_get_level());

@@ -23,10 +23,9 @@ static int runner_load(struct runner *r, struct err *err)
     if (rc)
         return rc;
     r->kind->info(r->engine, &info);
-    log_say("Rank %u: weights %.1f MB in %.2f s, room for %u KV pages of %u tokens (%s)",
-            r->config.rank, megabytes(info.weight_bytes),
-            (double)(clock_mono_us() - start_us) / 1e6, info.pages_max, r->config.page_size,
-            info.device);
+    log_say("Rank %u: loaded in %.2f s, weights %.1f MB, room for %u KV pages of %u tokens (%s)",
+            r->config.rank, (double)(clock_mono_us() - start_us) / 1e6,
+            megabytes(info.weight_bytes), info.pages_max, r->config.page_size, info.device);
     loaded = (struct proto_loaded){
         .rank = r->config.rank,
         .tp_size = r->config.tp_size,
@@ -45,20 +44,27 @@ static int runner_load(struct runner *r, struct err *err)
     return mailbox_push(r->out, PROTO_LOADED, &loaded, err);
 }
 
+static double gigabytes(uint64_t bytes)
+{
+    return (double)bytes / 1e9;
+}
+
 /* Where a device's memory goes. */
 static void say_plan(const struct runner *r, const struct engine_info *info, uint32_t num_pages)
 {
     uint64_t used = info->memory_total - info->memory_unused;
-    uint64_t named = info->weight_bytes + info->kv_bytes;
+    uint64_t ours = info->weight_bytes + info->kv_bytes + info->workspace_bytes + info->graph_bytes;
 
     if (!info->memory_total)
         return;
-    log_say("Rank %u: memory: weights %.2f GB, KV %.2f GB (%u pages, %llu tokens), workspace and "
-            "libraries %.2f GB, free %.2f of %.2f GB",
-            r->config.rank, megabytes(info->weight_bytes) / 1e3, megabytes(info->kv_bytes) / 1e3,
-            num_pages, (unsigned long long)num_pages * r->config.page_size,
-            used > named ? megabytes(used - named) / 1e3 : 0.0,
-            megabytes(info->memory_unused) / 1e3, megabytes(info->memory_total) / 1e3);
+    log_say(
+        "Rank %u: memory: weights %.2f GB, workspace %.2f, graphs %.2f, KV %.2f (%u pages, %llu "
+        "tokens), libraries and other programs %.2f, free %.2f of %.2f",
+        r->config.rank, gigabytes(info->weight_bytes), gigabytes(info->workspace_bytes),
+        gigabytes(info->graph_bytes), gigabytes(info->kv_bytes), num_pages,
+        (unsigned long long)num_pages * r->config.page_size,
+        used > ours ? gigabytes(used - ours) : 0.0, gigabytes(info->memory_unused),
+        gigabytes(info->memory_total));
 }
 
 static int runner_kv_alloc(struct runner *r, const struct proto_kv_alloc *m, struct err *err)

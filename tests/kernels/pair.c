@@ -66,7 +66,7 @@ bool pair_open(struct pair *p, const struct shape *s, uint64_t seed)
     return true;
 }
 
-void pair_pool(struct pair *p, uint32_t tokens_max, uint32_t context_max)
+static void pages_list(struct pair *p, uint32_t tokens_max, uint32_t context_max)
 {
     p->tokens_max = tokens_max;
     p->context_max = context_max;
@@ -80,9 +80,32 @@ void pair_pool(struct pair *p, uint32_t tokens_max, uint32_t context_max)
         p->page_list[i - 1] = p->page_list[j];
         p->page_list[j] = t;
     }
-    for (int b = 0; b < 2; b++)
-        must(p->ops[b]->pool_alloc(p->device[b], p->pages, p->shape.page_size, SLOTS, tokens_max,
-                                   context_max, &err));
+}
+
+static void pool_alloc(struct pair *p, int b)
+{
+    must(p->ops[b]->pool_alloc(p->device[b], p->pages, p->shape.page_size, SLOTS, p->tokens_max,
+                               p->context_max, &err));
+}
+
+void pair_pool(struct pair *p, uint32_t tokens_max, uint32_t context_max)
+{
+    pages_list(p, tokens_max, context_max);
+    pool_alloc(p, 0);
+    pool_alloc(p, 1);
+}
+
+void pair_prepare(struct pair *p, uint32_t tokens_max, uint32_t context_max)
+{
+    pages_list(p, tokens_max, context_max);
+    pool_alloc(p, 0);
+    must(
+        p->ops[1]->prepare(p->device[1], p->shape.page_size, SLOTS, tokens_max, context_max, &err));
+}
+
+void pair_pages(struct pair *p)
+{
+    pool_alloc(p, 1);
 }
 
 void pair_close(struct pair *p)

@@ -56,6 +56,9 @@ extern const struct ops_sampling greedy;
 struct ops_model model_of(const struct shape *s, const float *inv_freq);
 bool pair_open(struct pair *p, const struct shape *s, uint64_t seed);
 void pair_pool(struct pair *p, uint32_t tokens_max, uint32_t context_max);
+/* The same in the order of a start: pages of CUDA come after the activations. */
+void pair_prepare(struct pair *p, uint32_t tokens_max, uint32_t context_max);
+void pair_pages(struct pair *p);
 void pair_close(struct pair *p);
 struct both_weights weight_make(struct pair *p, enum weight_kind kind, uint32_t rows, uint32_t cols,
                                 float scale, float offset);

@@ -25,10 +25,12 @@
 #define ROWS 8u
 #define STEPS 3u
 #define TOKENS (ROWS * PROMPT)
+#define SCORED 30u /* positions of each prompt */
 
 struct outcome {
     float *embedded, *residual, *normed; /* (TOKENS, HIDDEN) */
     struct ops_sampled sampled[STEPS][ROWS];
+    struct ops_sampled scored[ROWS * SCORED];
     int rc;
     struct err err;
 };
@@ -181,6 +183,20 @@ static int sums_run(struct rank *r, uint32_t tokens)
     return rc;
 }
 
+static int scores_run(struct rank *r)
+{
+    struct ops_score scores[ROWS];
+    const struct ops_sampled *results = NULL;
+    int rc;
+
+    for (uint32_t i = 0; i < ROWS; i++)
+        scores[i] = (struct ops_score){i, 3, SCORED};
+    rc = r->ops->score(r->device, r->normed, r->embedding, scores, ROWS, &results, &r->out.err);
+    if (!rc)
+        memcpy(r->out.scored, results, sizeof r->out.scored);
+    return rc;
+}
+
 /* Logits are exact: two entries a row. */
 static int choices_run(struct rank *r, uint32_t step, uint32_t tokens)
 {
@@ -195,6 +211,8 @@ static int choices_run(struct rank *r, uint32_t step, uint32_t tokens)
         x[(size_t)t * HIDDEN + HIDDEN / 2 + random_below(&random, HIDDEN / 2)] = 1.0f / 64.0f;
     }
     rc = r->ops->act_write(r->device, r->normed, tokens, x, &r->out.err);
+    if (!rc && step == 0)
+        rc = scores_run(r);
     if (!rc)
         rc = r->ops->sample(r->device, r->normed, r->embedding, &r->out.err);
     if (!rc)
@@ -252,20 +270,23 @@ static void outcome_alloc(struct outcome *o)
     o->normed = mem_array((size_t)TOKENS * HIDDEN, sizeof(float));
 }
 
+static void one_compare(const struct ops_sampled *x, const struct ops_sampled *y)
+{
+    assert_int_equal(x->slot, y->slot);
+    assert_int_equal(x->id, y->id);
+    assert_int_equal(x->top_count, y->top_count);
+    assert_true(fabsf(x->logprob - y->logprob) <= 1e-4f * (1.0f + fabsf(y->logprob)));
+    for (uint32_t k = 0; k < x->top_count; k++)
+        assert_int_equal(x->top_ids[k], y->top_ids[k]);
+}
+
 static void sampled_compare(const struct outcome *a, const struct outcome *b)
 {
     for (uint32_t s = 0; s < STEPS; s++)
-        for (uint32_t i = 0; i < ROWS; i++) {
-            const struct ops_sampled *x = &a->sampled[s][i], *y = &b->sampled[s][i];
-
-            if (x->id != y->id)
-                print_error("step %u choice %u: %u, reference %u\n", s, i, x->id, y->id);
-            assert_int_equal(x->id, y->id);
-            assert_int_equal(x->top_count, y->top_count);
-            assert_true(fabsf(x->logprob - y->logprob) <= 1e-4f * (1.0f + fabsf(y->logprob)));
-            for (uint32_t k = 0; k < x->top_count; k++)
-                assert_int_equal(x->top_ids[k], y->top_ids[k]);
-        }
+        for (uint32_t i = 0; i < ROWS; i++)
+            one_compare(&a->sampled[s][i], &b->sampled[s][i]);
+    for (uint32_t i = 0; i < ROWS * SCORED; i++)
+        one_compare(&a->scored[i], &b->scored[i]);
 }
 
 static bool gpus_found(const struct ops *cuda, uint32_t count)
@@ -279,7 +300,7 @@ static bool gpus_found(const struct ops *cuda, uint32_t count)
     return rc == 0;
 }
 
-static void ranks_compare(uint32_t count, bool library)
+static void ranks_compare(uint32_t count, bool library, bool symmetric)
 {
     const struct ops *cuda = backend_open("cuda");
     char store[] = "/tmp/phalanx-tp-XXXXXX", path[64];
@@ -300,7 +321,8 @@ static void ranks_compare(uint32_t count, bool library)
                                             .device_index = i,
                                             .comm_store = store,
                                             .comm_timeout_s = 60,
-                                            .library_all_reduce = library}};
+                                            .library_all_reduce = library,
+                                            .symmetric = symmetric}};
         outcome_alloc(&ranks[i].out);
         assert_int_equal(pthread_create(&threads[i], NULL, rank_run, &ranks[i]), 0);
     }
@@ -346,20 +368,26 @@ static void ranks_compare(uint32_t count, bool library)
 static void test_two_ranks(void **state)
 {
     (void)state;
-    ranks_compare(2, false);
+    ranks_compare(2, false, false);
 }
 
 static void test_four_ranks(void **state)
 {
     (void)state;
-    ranks_compare(4, false);
+    ranks_compare(4, false, false);
 }
 
 /* Without sums over peer memory. */
 static void test_library(void **state)
 {
     (void)state;
-    ranks_compare(2, true);
+    ranks_compare(2, true, false);
+}
+
+static void test_symmetric(void **state)
+{
+    (void)state;
+    ranks_compare(2, true, true);
 }
 
 /* A rank alone gives up in time, and says who is missing. */
@@ -393,10 +421,9 @@ static void test_alone(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_alone),
-        cmocka_unit_test(test_two_ranks),
-        cmocka_unit_test(test_four_ranks),
-        cmocka_unit_test(test_library),
+        cmocka_unit_test(test_alone),      cmocka_unit_test(test_two_ranks),
+        cmocka_unit_test(test_four_ranks), cmocka_unit_test(test_library),
+        cmocka_unit_test(test_symmetric),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -1,6 +1,7 @@
 /* Times sums over ranks inside CUDA graphs, microseconds a call: over peer memory as the backend
  * chooses and in one and two shots, and over NCCL; plain, and with residual and norm (rows of 5120)
- * as a step has them. Usage: bench_allreduce_cuda [ranks...].
+ * as a step has them. Usage: [SYMM=1] bench_allreduce_cuda [ranks...]; SYMM: NCCL's sums in memory
+ * registered with it.
  *
  * floor: one way of a flag (two for two shots; measured, half a round trip) and the bytes a rank
  * must send over 450 GB/s, for the better of one and two shots. */
@@ -151,11 +152,12 @@ static int bench_body(struct device *d)
 {
     struct bench b = {.d = d};
     uint32_t ranks = d->config.tp_size;
+    struct err err = {0};
     double one_way;
 
     if (!d->p2p)
         return 1;
-    CUDA(cudaMalloc(&b.x, 2 * MOST_BYTES));
+    check(cuda_alloc_summed(d, 2 * MOST_BYTES, &b.x, "operands", &err), &err);
     CUDA(cudaMalloc(&b.out, 2 * MOST_BYTES));
     CUDA(cudaMalloc((void **)&b.residual, 4 * MOST_BYTES));
     CUDA(cudaMalloc((void **)&b.weight, WIDTH * 4));
@@ -194,7 +196,7 @@ static int bench_body(struct device *d)
 
 int main(int argc, char **argv)
 {
-    const struct ops_config config = {.comm_timeout_s = 60};
+    const struct ops_config config = {.comm_timeout_s = 60, .symmetric = getenv("SYMM") != NULL};
     uint32_t gpus = (uint32_t)gpus_count();
     int failed = 0;
 

@@ -44,6 +44,11 @@ static void test_agree(void **state)
     assert_true(group_all_loaded(&g));
     assert_int_equal(g.pages_max, 40);
     assert_int_equal(g.pages_max_rank, 1);
+    assert_int_equal(g.pages_most, 50);
+    assert_int_equal(g.pages_most_rank, 0);
+    assert_true(group_uneven(&g));
+    g.pages_max = 45;
+    assert_false(group_uneven(&g));
     assert_int_equal(g.weight_bytes, 5001);
     assert_int_equal(g.eos_ids_count, 2);
     assert_int_equal(g.eos_ids[1], 3);
