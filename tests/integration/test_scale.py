@@ -157,7 +157,7 @@ def test_replica_dies_and_comes_back():
             assert s.metric("num_requests_running", "scheduler-1") > 0
             os.kill(named(s)["worker-1"], signal.SIGKILL)
             running.result()
-        until(lambda: "replica 1 starts again (epoch 2)" in s.log(), what="restart")
+        until(lambda: "ranks of replica 1 start again (epoch 2)" in s.log(), what="restart")
         until(lambda: len(re.findall(r"scheduler-1 worker=worker-1 connected", s.log())) == 2,
               what="the new ranks")
         before = generated(s)
@@ -220,7 +220,7 @@ def test_a_replica_that_always_dies():
             os.kill(pid, signal.SIGKILL)
             until(lambda: named(s).get("scheduler-1") != pid, what="its death")
         assert s.process.wait(10 * PATIENCE) == 1
-        assert "replica 1 died 6 times" in s.log()
+        assert re.search(r"scheduler-1 .*: more than 5 times within 60 s", s.log())
 
 
 def test_tokenizer_dies(tmp_path):

@@ -179,7 +179,7 @@ static void init_recovery(struct fixture *f)
 
 static int setup(void **state)
 {
-    static const struct supervisor_callbacks on = {on_end, on_signal};
+    static const struct supervisor_callbacks on = {.on_end = on_end, .on_signal = on_signal};
     char program[] = "phalanx serve";
     char *argv[] = {program, NULL};
     struct fixture *f = mem_zalloc(sizeof *f);
