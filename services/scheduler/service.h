@@ -27,7 +27,7 @@ struct service_config {
     double heartbeat_timeout_s;
     double dist_timeout_s; /* for ranks to meet */
     double step_timeout_s; /* upper bound of the deadlines that are learned */
-    uint64_t epoch;        /* of the first ranks; at least 1 */
+    uint64_t epoch;        /* of the first ranks */
 };
 
 /* Serves until SIGTERM or SIGINT (0) or until the start fails, or ranks come that do not fit those

@@ -311,13 +311,97 @@ static void test_bad_results(void **state)
     scheduler_free(&s);
 }
 
+/* The ranks are lost after each of the first steps: nothing is scored or chosen twice. */
+static void test_ranks_lost(void **state)
+{
+    struct scheduler_config c = config_default();
+    const struct scheduler_failure *failed;
+
+    (void)state;
+    for (uint32_t steps = 0; steps < 8; steps++) {
+        struct scheduler *s = make(&c);
+        struct seen seen = {.next = {1, 1, 1}};
+
+        admit(s, 0, 70, 4, true);
+        admit(s, 1, 30, 4, false);
+        for (uint32_t i = 0; i < steps; i++)
+            apply(s, &scheduler_plan(s, 0)->message, &seen);
+        (void)scheduler_plan(s, 0); /* on its way when they are lost */
+        assert_int_equal(scheduler_group_lost(s, &failed), 0);
+        assert_null(scheduler_plan(s, 0));
+        admit(s, 2, 9, 1, true);
+        assert_int_equal(scheduler_group_joined(s, 64, &failed), 0);
+        run(s, &seen);
+        assert_int_equal(seen.next[0], 70);
+        assert_int_equal(seen.next[1], 1);
+        assert_int_equal(seen.next[2], 9);
+        assert_int_equal(seen.tokens[0], 4);
+        assert_int_equal(seen.tokens[1], 4);
+        scheduler_free(&s);
+    }
+}
+
+/* A prompt whose tokens were resumed has been scored. */
+static void test_resumed(void **state)
+{
+    static const uint32_t ids[10];
+    struct scheduler_config c = config_default();
+    struct scheduler *s = make(&c);
+    struct seen seen = {.next = {0}};
+    const struct proto_sampling sampling = {
+        .top_p = 1, .repetition_penalty = 1, .max_tokens = 5, .prompt_logprobs = true};
+    const struct scheduler_request r = {.owner = 1,
+                                        .prompt = ids,
+                                        .prompt_count = 10,
+                                        .sampling = &sampling,
+                                        .resumed = ids,
+                                        .resumed_count = 2};
+
+    (void)state;
+    assert_int_equal(scheduler_admit(s, &r, 0, NULL, NULL), 0);
+    run(s, &seen);
+    assert_int_equal(seen.next[0], 1);
+    assert_int_equal(seen.tokens[0], 3);
+    scheduler_free(&s);
+}
+
+/* Fewer pages than before: one line for each that can not go on, and less for those who asked for
+ * as much as there is. */
+static void test_fewer_pages(void **state)
+{
+    struct scheduler_config c = config_default();
+    const struct scheduler_failure *failed;
+    struct seen seen = {.next = {0}};
+    struct scheduler *s;
+
+    (void)state;
+    c.num_pages = 32;
+    s = make(&c);
+    admit(s, 0, 40, 60, false);
+    admit(s, 1, 40, 0, false);
+    admit(s, 2, 40, 20, false);
+    apply(s, &scheduler_plan(s, 0)->message, &seen);
+    assert_int_equal(scheduler_group_lost(s, &failed), 0);
+    assert_int_equal(scheduler_group_joined(s, 16, &failed), 1);
+    assert_int_equal(failed[0].id, 0);
+    assert_int_equal(failed[0].owner, 1);
+    assert_string_equal(failed[0].code, "unavailable");
+    assert_string_equal(failed[0].message, "40 prompt tokens and 60 new ones need 25 KV pages of 4 "
+                                           "tokens, there are 16");
+    run(s, &seen);
+    assert_int_equal(seen.tokens[1], 16 * 4 - 40);
+    assert_int_equal(seen.tokens[2], 20);
+    scheduler_free(&s);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_chunks),        cmocka_unit_test(test_cache),
         cmocka_unit_test(test_bound),         cmocka_unit_test(test_pressure),
         cmocka_unit_test(test_half_a_prompt), cmocka_unit_test(test_refusals),
-        cmocka_unit_test(test_bad_results),
+        cmocka_unit_test(test_bad_results),   cmocka_unit_test(test_ranks_lost),
+        cmocka_unit_test(test_resumed),       cmocka_unit_test(test_fewer_pages),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
