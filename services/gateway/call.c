@@ -276,13 +276,19 @@ static size_t write_pause(const struct gateway *gw)
     return share > HTTP_WRITE_SHARE_MIN ? share : HTTP_WRITE_SHARE_MIN;
 }
 
+/* A reader that is behind gets nothing more to leave lying: tokens cost less than events. */
+static bool call_may_write(const struct call *call)
+{
+    return !call->behind && conn_unsent(call->conn) < write_pause(call->gw);
+}
+
 void call_resume(struct call *call)
 {
     call_pace(call);
     if (!call->paused && call->open)
         return;
     for (uint32_t i = 0; i < call->choices_count && call->stream; i++)
-        if (call->choices[i].held && conn_unsent(call->conn) < write_pause(call->gw))
+        if (call->choices[i].held && call_may_write(call))
             choice_write(call, i);
     for (uint32_t i = 0; i < call->choices_count && call->stream; i++)
         if (call->choices[i].held)
@@ -315,15 +321,15 @@ void call_chunk(struct call *call, uint32_t part, const struct proto_chunk *chun
     call->gw->choices_open -= choice->ended;
     if (!call->parts[part].open)
         call_part_over(call, part);
+    call_pace(call);
     if (call->stream && choice->held) {
-        if (conn_unsent(call->conn) < write_pause(call->gw)) {
+        if (call_may_write(call)) {
             choice_write(call, index);
         } else {
             call->paused = true;
             call->held_bytes += choice_bytes(choice) - before;
         }
     }
-    call_pace(call);
     if (call->held_bytes > HTTP_HELD_BYTES_MAX)
         conn_drop(call->conn, "the client reads too slowly");
     else if (!call->open)

@@ -104,15 +104,15 @@ void call_expire(struct call *call);
 void call_lost(struct call *call, const struct backend_link *link);
 
 /* Sends a part for the first time, or lets it wait. -1 with the problem. */
-int call_send(struct call *call, const struct params *params, uint32_t part,
+int call_send(struct call *call, const struct params *params, uint32_t index,
               struct problem *problem);
 /* A tokenizer is ready: sends all that waits. */
 void calls_resume(struct gateway *gw);
 void call_wait_end(struct call *call);
 
 /* The tokenizer knows no more of that prompt: it may be sent again, or it is over. */
-void call_part_unlink(struct call *call, uint32_t part);
-void call_part_over(struct call *call, uint32_t part);
+void call_part_unlink(struct call *call, uint32_t index);
+void call_part_over(struct call *call, uint32_t index);
 
 /* Tells the tokenizers that nobody waits any more. */
 void call_abort_parts(struct call *call, const char *why);

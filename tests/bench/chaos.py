@@ -170,17 +170,21 @@ class Chaos:
         self.server, self.o = server, o
         self.random = random.Random(o.seed)
         self.kills = [] # {"t", "kind", "name", "how", "ports"}
+        self.bag = []   # kinds to come, so that each has its turn
 
     def victim(self):
-        """A kind, then one of it, that may still die in this minute."""
+        """A kind in turn, then one of it, that may still die in this minute."""
         recent = collections.Counter(k["unit"] for k in self.kills if now() - k["t"] < 61)
         unit = lambda kind, name: kind if kind == "worker" else name
         able = [(kind, name, pid) for kind, name, pid in self.server.children()
                 if recent[unit(kind, name)] < KILLS_A_MINUTE]
-        kinds = sorted({kind for kind, _, _ in able})
-        if not kinds:
+        kinds = {kind for kind, _, _ in able}
+        if not kinds & set(self.bag):
+            self.bag = self.random.sample(KINDS, len(KINDS))
+        kind = next((k for k in self.bag if k in kinds), None)
+        if not kind:
             return None
-        kind = self.random.choice(kinds)
+        self.bag.remove(kind)
         _, name, pid = self.random.choice(sorted(a for a in able if a[0] == kind))
         return kind, name, pid, unit(kind, name)
 

@@ -796,7 +796,7 @@ def test_recovery_queue():
 
 
 def test_slow_reader_pauses():
-    """The tokenizer is told, twice at most by a reader that stops once, never by one that reads."""
+    """The tokenizer is told of a reader that stops and reads on, never of one that reads."""
     with Gateway() as g:
         fast = g.http.post("/v1/completions", json={"prompt": "a @burst=4", "max_tokens": 4000,
                                                     "stream": True})
@@ -810,6 +810,11 @@ def test_slow_reader_pauses():
             assert g.seen("PAUSE")[0].endswith("paused=true")
             time.sleep(0.3)
             assert len(g.seen("PAUSE")) == 1
+            g.fake.kill()
+            g.fake.wait()
+            g.start_fake()  # hears the same again
+            until(lambda: g.seen("PAUSE"), what="PAUSE again")
+            assert g.seen("PAUSE")[0].endswith("paused=true")
             data = read_all(s)
         assert g.seen("PAUSE")[1].endswith("paused=false")
         assert data.count(b"data: ") == 3002 and b"[DONE]" in data

@@ -1,9 +1,12 @@
 """Processes are killed in mid-request, and the client gets what it would have got: tokenizer and
 scheduler (with its rank) started by hand, killed by SIGKILL, started again."""
 
+import concurrent.futures
 import http.client
 import json
+import os
 import re
+import signal
 import subprocess
 import tempfile
 import threading
@@ -12,7 +15,7 @@ import time
 import pytest
 
 from conftest import BIN, DEMO, PATIENCE, free_port
-from test_scale import VOCAB, token, until
+from test_scale import named, null_server, settled, streams, token, until
 
 CLOUDY = "The weather today is"
 
@@ -92,10 +95,9 @@ class Cluster:
         return r.status, events
 
     def stop(self):
-        for p in self.running.values():
-            p.terminate()
-        for p in self.running.values():
-            assert p.wait(10 * PATIENCE) == 0
+        for name in ("gateway", "tokenizer", "worker", "scheduler"):
+            self.running[name].terminate()
+            assert self.running[name].wait(10 * PATIENCE) == 0, name
         self.log_file.close()
         found = re.search(r"(Sanitizer: |runtime error: ).*", self.log())
         assert not found, f"{found[0]}\n{self.log()}"
@@ -246,3 +248,16 @@ def test_text(cpu, kills, name):
     assert calm[0] == 200
     disturbed = cpu.ask(path, body, killer(cpu, kills))
     assert same_for_all(disturbed) == same_for_all(calm)
+
+
+@pytest.mark.parametrize("name", ["tokenizer-0", "scheduler-0", "worker-0"])
+def test_under_the_launcher(name):
+    """Sixty streams, each token checked, while the launcher replaces what they need."""
+    with null_server("--null-step-us", 5000) as s:
+        settled(s)
+        with concurrent.futures.ThreadPoolExecutor() as pool:
+            running = pool.submit(streams, s, 60, 600)
+            until(lambda: s.metric("num_requests_running") == 60, what="all running")
+            os.kill(named(s)[name], signal.SIGKILL)
+            running.result()
+        s.wait_idle()

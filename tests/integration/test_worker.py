@@ -109,7 +109,7 @@ def test_a_signal_ends_a_rank_that_waits_for_a_scheduler(tmp_path):
     process = start(tmp_path, "--model-path", CHECKPOINT, "--device", "cpu")
     lines = [process.stderr.readline() for _ in range(2)]
     assert lines[0].startswith("Loading weights: ")
-    assert lines[1].startswith("Rank 0: weights 0.")
+    assert lines[1].startswith("Rank 0: loaded in ")
     process.terminate()
     status, text = finish(process)
     assert status == 0 and text == ""

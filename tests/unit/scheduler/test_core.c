@@ -2,6 +2,7 @@
 #include "services/scheduler/core.h"
 
 #include "common/mem.h"
+#include "tests/unit/scheduler/core_setup.h"
 
 #include <math.h>
 #include <setjmp.h>
@@ -35,25 +36,6 @@ static struct scheduler_config config_default(void)
     };
 }
 
-static struct proto_sampling sampling_default(uint32_t max_tokens)
-{
-    return (struct proto_sampling){.temperature = 1,
-                                   .top_p = 1,
-                                   .top_k = -1,
-                                   .repetition_penalty = 1,
-                                   .max_tokens = max_tokens,
-                                   .logprobs = -1};
-}
-
-static struct scheduler *make(const struct scheduler_config *c)
-{
-    struct scheduler *s = NULL;
-    struct err err = {0};
-
-    assert_int_equal(scheduler_new(c, &s, &err), 0);
-    return s;
-}
-
 static int admit_sampling(struct scheduler *s, uint64_t owner, uint64_t id, uint32_t prompt_count,
                           const struct proto_sampling *sampling, struct scheduler_refusal *refusal,
                           struct err *err)
@@ -80,23 +62,6 @@ static void admit(struct scheduler *s, uint64_t id, uint32_t prompt_count, uint3
 
     if (admit_sampling(s, 1, id, prompt_count, &sampling, NULL, &err))
         fail_msg("%s", err.msg);
-}
-
-/* Applies step with `token` for every sampled row; returns the outputs. */
-static const struct scheduler_output *apply(struct scheduler *s, const struct scheduler_step *step,
-                                            uint32_t token, uint32_t *count)
-{
-    struct proto_sampled results[64];
-    const struct scheduler_output *out;
-    struct err err = {0};
-    uint32_t n = 0;
-
-    for (uint32_t i = 0; i < step->message.rows_count; i++)
-        if (step->message.rows[i].sample)
-            results[n++] = (struct proto_sampled){.slot = step->message.rows[i].slot, .id = token};
-    if (scheduler_apply(s, step->message.step, results, n, &out, count, &err))
-        fail_msg("%s", err.msg);
-    return out;
 }
 
 /* One step whose sampled rows all give token; the single output. */

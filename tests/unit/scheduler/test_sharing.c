@@ -1,6 +1,7 @@
 /* The core with the prefix cache, under memory pressure, and its policies. */
 #include "common/mem.h"
 #include "services/scheduler/core.h"
+#include "tests/unit/scheduler/core_setup.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -30,31 +31,17 @@ static struct scheduler_config config_default(void)
     };
 }
 
-static struct scheduler *make(const struct scheduler_config *c)
-{
-    struct scheduler *s = NULL;
-    struct err err = {0};
-
-    assert_int_equal(scheduler_new(c, &s, &err), 0);
-    return s;
-}
-
 /* Token i of prompts of a family is family * 100 + i. */
 static void admit_as(struct scheduler *s, uint64_t id, uint32_t family, uint32_t count,
                      uint32_t max_tokens, int64_t priority)
 {
     uint32_t *prompt = mem_array(count, sizeof *prompt);
-    struct proto_sampling sampling = {.temperature = 1,
-                                      .top_p = 1,
-                                      .top_k = -1,
-                                      .repetition_penalty = 1,
-                                      .max_tokens = max_tokens,
-                                      .logprobs = -1,
-                                      .priority = priority};
+    struct proto_sampling sampling = sampling_default(max_tokens);
     struct scheduler_request r = {
         .owner = 1, .id = id, .prompt = prompt, .prompt_count = count, .sampling = &sampling};
     struct err err = {0};
 
+    sampling.priority = priority;
     for (uint32_t i = 0; i < count; i++)
         prompt[i] = (family * 100 + i) % VOCAB;
     if (scheduler_admit(s, &r, 1000, NULL, &err))
@@ -66,22 +53,6 @@ static void admit(struct scheduler *s, uint64_t id, uint32_t family, uint32_t co
                   uint32_t max_tokens)
 {
     admit_as(s, id, family, count, max_tokens, 0);
-}
-
-static const struct scheduler_output *apply(struct scheduler *s, const struct scheduler_step *step,
-                                            uint32_t token, uint32_t *count)
-{
-    struct proto_sampled results[256];
-    const struct scheduler_output *out;
-    struct err err = {0};
-    uint32_t n = 0;
-
-    for (uint32_t i = 0; i < step->message.rows_count; i++)
-        if (step->message.rows[i].sample)
-            results[n++] = (struct proto_sampled){.slot = step->message.rows[i].slot, .id = token};
-    if (scheduler_apply(s, step->message.step, results, n, &out, count, &err))
-        fail_msg("%s", err.msg);
-    return out;
 }
 
 static struct scheduler_stats stats(const struct scheduler *s)
