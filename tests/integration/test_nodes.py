@@ -70,6 +70,8 @@ def test_same_text(tmp_path, model, count):
 def test_health_of_others(pair):
     assert pair[1].status("/health") == pair[1].status("/health/live") == 200
     assert pair[1].status("/metrics") == 200
+    shown = run(BIN / "phalanx", "status", "--run-dir", pair[1].run_dir).stdout
+    assert ", ready, " in shown and "worker-1 " in shown and "gateway-0 " in shown, shown
     status, answer = pair[1].post("/v1/completions", GREEDY)
     assert status == 404 and "node 0 serves" in answer["error"]["message"]
 
