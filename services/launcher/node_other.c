@@ -5,6 +5,7 @@
 #include "common/log.h"
 #include "common/mem.h"
 #include "services/launcher/node_health.h"
+#include "services/launcher/snapshot.h"
 
 #include <inttypes.h>
 #include <stdio.h>
@@ -22,10 +23,11 @@ struct other {
     uv_loop_t loop;
     struct supervisor children;
     struct node_health health;
+    struct bus *readers;             /* `phalanx status` */
+    struct recovery view;            /* what that reads; nothing is decided here */
     struct group groups[GROUPS_MAX]; /* by replica */
     char *endpoints[GROUPS_MAX];     /* of their schedulers */
     int replicas;
-    struct restarts gateway_restarts;
     int status;
 };
 
@@ -127,7 +129,7 @@ static void gateway_ended(struct other *o, const char *how)
     struct err err = {0};
 
     log_say("phalanx: %s", how);
-    if (!restarts_take(&o->gateway_restarts, clock_mono_us()))
+    if (!restarts_take(&o->view.gateway_restarts[0], clock_mono_us()))
         other_fail(o, "/health can not be answered");
     else if (commands_start_health(o->commands, &o->children, &err))
         other_fail(o, err.msg);
@@ -156,6 +158,56 @@ static void on_signal(void *ctx, int number)
     log_say("phalanx: %s", reason);
     nodes_end(o->node->nodes, false, reason);
     other_stop(o, 0);
+}
+
+/* ---- phalanx status ---- */
+
+static void on_reader(void *ctx, struct bus_peer *peer)
+{
+    struct other *o = ctx;
+    struct snapshot *now = mem_zalloc(sizeof *now);
+    struct err err;
+
+    o->view.started = o->health.ready;
+    snapshot_take(now, &o->view);
+    if (bus_send(peer, PROTO_NODE_STATUS, 0, &now->message, &err))
+        log_warn("%s: %s", bus_peer_name(peer), err.msg);
+    free(now);
+}
+
+static void on_reader_message(void *ctx, struct bus_peer *peer, const struct proto_header *header,
+                              const void *message)
+{
+    (void)ctx;
+    (void)message;
+    log_warn("%s sent %s, which is not for a launcher", bus_peer_name(peer),
+             proto_type_name(header->type));
+}
+
+static void on_reader_down(void *ctx, struct bus_peer *peer, const char *reason)
+{
+    (void)ctx;
+    log_debug("peer=%s \"%s\"", bus_peer_name(peer), reason);
+}
+
+static int open_status(struct other *o, struct err *err)
+{
+    char *endpoint = rundir_endpoints(o->commands->run, "control", 0, 1);
+    struct bus_config bus = {
+        .loop = &o->loop,
+        .role = "launcher",
+        .name = "launcher",
+        .endpoint = endpoint,
+        .accepts = "status",
+        .on = {.on_up = on_reader, .on_message = on_reader_message, .on_down = on_reader_down},
+        .ctx = o};
+    int rc = bus_bind(&bus, &o->readers, err);
+
+    o->view.commands = o->commands;
+    o->view.children = &o->children;
+    o->view.start_us = clock_mono_us();
+    free(endpoint);
+    return rc;
 }
 
 /* ---- the process ---- */
@@ -198,6 +250,8 @@ static int other_open(struct other *o, struct err *err)
 
     free(endpoint);
     if (!rc)
+        rc = open_status(o, err);
+    if (!rc)
         rc = nodes_open(&config, &n->nodes, err);
     if (!rc)
         rc = commands_start_health(o->commands, &o->children, err);
@@ -238,6 +292,8 @@ int node_other_run(struct node_serve *n, const struct commands *commands, struct
             nodes_wait(n->nodes);
         nodes_close(&n->nodes);
         node_health_close(&o->health);
+        if (o->readers)
+            bus_close(&o->readers);
         supervisor_fini(&o->children);
         (void)uv_run(&o->loop, UV_RUN_DEFAULT);
         (void)uv_loop_close(&o->loop);

@@ -200,7 +200,7 @@ void head_on_message(void *ctx, struct bus_peer *peer, const struct proto_header
     struct nodes *n = ctx;
     struct node_seat *seat = bus_peer_data(peer);
     const struct proto_node_down *down = message;
-    char reason[900];
+    char reason[512]; /* the bound of messages */
 
     if (n->ended)
         return;

@@ -144,9 +144,10 @@ class Node:
     def __init__(self, net, index, folder, args, env=None):
         self.net, self.index = net, index
         self.log_path = folder / f"node-{index}.log"
+        self.run_dir = folder / f"run-{index}"
         self.command = ["ip", "netns", "exec", net.nodes[index], str(BIN / "phalanx"), "serve",
                         "--node-rank", str(index), "--port", "1919", "--run-dir",
-                        str(folder / f"run-{index}"), *map(str, args)]
+                        str(self.run_dir), *map(str, args)]
         self.env = {**os.environ, **(env or {})}
         self.start()
 
