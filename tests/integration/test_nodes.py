@@ -72,6 +72,10 @@ def test_health_of_others(pair):
     assert pair[1].status("/metrics") == 200
     shown = run(BIN / "phalanx", "status", "--run-dir", pair[1].run_dir).stdout
     assert ", ready, " in shown and "worker-1 " in shown and "gateway-0 " in shown, shown
+    for level in "debug", "info":  # SIGHUP steps the levels of this node alone
+        pair[1].process.send_signal(signal.SIGHUP)
+        pair[1].wait_said(f"log level {level}")
+    assert "log level" not in pair[0].log()
     status, answer = pair[1].post("/v1/completions", GREEDY)
     assert status == 404 and "node 0 serves" in answer["error"]["message"]
 
