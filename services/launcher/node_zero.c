@@ -28,7 +28,6 @@ static void on_parted(void *ctx, const char *reason)
     struct node_serve *n = ctx;
     const struct recovery *r = n->recovery;
 
-    log_say("phalanx: %s; the ranks of all nodes end until it is back", reason);
     for (int i = 0; i < r->replicas_count; i++)
         nodes_kill(n->nodes, (uint32_t)i, r->replicas[i].epoch);
     recovery_hold(n->recovery, reason);

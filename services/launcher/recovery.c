@@ -217,6 +217,11 @@ void recovery_hold(struct recovery *r, const char *reason)
 {
     if (r->fatal)
         return;
+    if (!r->started) {
+        recovery_end(r, reason);
+        return;
+    }
+    log_say("phalanx: %s; all ranks end until it is back", reason);
     r->held = true;
     for (int i = 0; i < r->replicas_count; i++) {
         uint64_t over = r->replicas[i].epoch++;
@@ -224,8 +229,7 @@ void recovery_hold(struct recovery *r, const char *reason)
         control_say_down(r->control, i, over, reason);
         group_kill(&r->replicas[i].group, over);
     }
-    if (r->started)
-        recovery_lost(r, clock_mono_us());
+    recovery_lost(r, clock_mono_us());
 }
 
 void recovery_release(struct recovery *r)

@@ -72,8 +72,9 @@ void recovery_child_ended(struct recovery *r, const struct child *child, const c
 /* Epoch `epoch` of a replica is over, for that reason: said by its scheduler or another node. */
 void recovery_group_down(struct recovery *r, int replica, uint64_t epoch, const char *reason);
 
-/* Nodes are missing: the running epochs are over, and the next ones begin at recovery_release. One
- * that is held from the start sets `held` before recovery_start. */
+/* A node is gone: the running epochs are over, and the next ones begin at recovery_release. Before
+ * the first readiness this node ends, as at any death. Who waits for nodes from the beginning sets
+ * `held` before recovery_start. */
 void recovery_hold(struct recovery *r, const char *reason);
 void recovery_release(struct recovery *r);
 

@@ -179,15 +179,11 @@ static void on_drain_slow(uv_timer_t *timer)
                          (uint64_t)(seconds * 1000) + DRAIN_MORE_MS - DRAIN_SAY_MS, 0);
 }
 
-/* Every process of the node logs at the same level, those that start later, too. */
 static void on_hup(void *ctx)
 {
     struct serve *s = ctx;
-    union sigval level = {.sival_int = (int)log_step_level()};
 
-    log_say("phalanx: log level %s", log_level_name(log_get_level()));
-    for (struct child *c = NULL; (c = supervisor_next(&s->children, c));)
-        (void)sigqueue(c->pid, SIGHUP, level);
+    supervisor_step_level(&s->children);
 }
 
 /* The first one drains, which takes no time where nothing runs. */

@@ -25,7 +25,7 @@ needs_loss = pytest.mark.skipif(netns.lossy() is not None, reason=str(netns.loss
 
 GREEDY = {"prompt": "Good morrow, my lord", "max_tokens": 48, "temperature": 0}
 SEEDED = {"prompt": "Once upon a time", "max_tokens": 48, "temperature": 0.8, "seed": 7}
-LONG = {"prompt": "What say you to the king of this fair land", "max_tokens": 120,
+LONG = {"prompt": "What say you to the king of this fair land", "max_tokens": 400,
         "temperature": 0, "ignore_eos": True}
 
 
@@ -72,6 +72,10 @@ def test_health_of_others(pair):
     assert pair[1].status("/metrics") == 200
     shown = run(BIN / "phalanx", "status", "--run-dir", pair[1].run_dir).stdout
     assert ", ready, " in shown and "worker-1 " in shown and "gateway-0 " in shown, shown
+    for level in "debug", "info":  # SIGHUP steps the levels of this node alone
+        pair[1].process.send_signal(signal.SIGHUP)
+        pair[1].wait_said(f"log level {level}")
+    assert "log level" not in pair[0].log()
     status, answer = pair[1].post("/v1/completions", GREEDY)
     assert status == 404 and "node 0 serves" in answer["error"]["message"]
 
@@ -215,7 +219,8 @@ def test_rank_dies(tmp_path, alone, where):
         stream = Stream(nodes[0], LONG)
         wait(lambda: stream.text or stream.error, 20, nodes.logs)
         os.kill(sorted(nodes[where].workers().items())[0][1], signal.SIGKILL)
-        assert stream.wait(120, nodes.logs) == alone["long"], nodes.logs()
+        assert not stream.ended
+        assert stream.wait(180, nodes.logs) == alone["long"], nodes.logs()
         assert stream.ended and not stream.error
         restarted(nodes)
         after = nodes[0].workers() | nodes[1].workers()
@@ -236,12 +241,14 @@ def test_cut(tmp_path, alone, seconds):
         stream = Stream(nodes[0], LONG)
         wait(lambda: stream.text or stream.error, 20, nodes.logs)
         net.cut(1)
+        assert not stream.ended
         time.sleep(seconds)
+        assert not stream.ended
         if seconds >= 10:
             assert nodes[0].status() == nodes[1].status() == 503, nodes.logs()
             assert not nodes[1].workers(), nodes.logs()
         net.mend(1)
-        assert stream.wait(120, nodes.logs) == alone["long"], nodes.logs()
+        assert stream.wait(180, nodes.logs) == alone["long"], nodes.logs()
         assert stream.ended and not stream.error, nodes.logs()
         nodes.wait_ready()
         assert text_of(nodes[0], GREEDY) == alone["greedy"]
@@ -276,10 +283,11 @@ def test_one_way(tmp_path, alone, hook):
         stream = Stream(nodes[0], LONG)
         wait(lambda: stream.text or stream.error, 20, nodes.logs)
         net.drop(1, hook, 100)
+        assert not stream.ended
         nodes[0].wait_said("is gone: ", 30)
         wait(lambda: nodes[0].status() == 503, 10, nodes.logs)
         assert net.dropped(1)
-        assert stream.wait(120, nodes.logs) == alone["long"], nodes.logs()
+        assert stream.wait(180, nodes.logs) == alone["long"], nodes.logs()
         assert stream.ended and not stream.error, nodes.logs()
         nodes.wait_ready()
 
@@ -303,6 +311,16 @@ def test_node_ends_and_comes_again(tmp_path, alone):
         nodes[1].wait_said("starts its ranks", 40, after=said)
         nodes.wait_ready()
         assert text_of(nodes[0], GREEDY) == alone["greedy"]
+
+
+@needs_namespaces
+def test_node_goes_while_loading(tmp_path):
+    """As any death before the first readiness: all nodes end, each with a line."""
+    with Network(4) as net, Nodes(net, tmp_path, DEMO, 4, ready=False) as nodes:
+        os.kill(wait(nodes[3].workers, 30, nodes.logs)["worker-3"], signal.SIGSTOP)
+        nodes[1].kill()
+        why = ["phalanx: ", " is gone"]
+        ends([nodes[0], nodes[2], nodes[3]], [why, ["node 0 ends all nodes: "], ["node 0 ends all"]])
 
 
 @needs_namespaces

@@ -360,6 +360,25 @@ static void test_group_restarts_have_a_bound(void **state)
     assert_int_equal(f->lost, RESTARTS_MAX);
 }
 
+/* A node is gone: no ranks until it is back, whoever else dies or speaks meanwhile. */
+static void test_held_until_released(void **state)
+{
+    struct fixture *f = *state;
+
+    run_until(f, f->launcher);
+    (void)recovery_ready(&f->recovery);
+    recovery_hold(&f->recovery, "node 1 is gone");
+    run_until(f, f->heard_epoch == 1);
+    assert_string_equal(f->heard_reason, "node 1 is gone");
+    run_until(f, !find(f, "worker-0") && !find(f, "worker-1"));
+    say_group_down(f, 2);
+    run_until(f, f->recovery.replicas[0].epoch == 3);
+    assert_int_equal(f->lost, 2);
+    recovery_release(&f->recovery);
+    run_until(f, ranks_run(f, 3));
+    assert_int_equal(f->fatal, 0);
+}
+
 static void test_nothing_starts_again_before_readiness(void **state)
 {
     struct fixture *f = *state;
@@ -369,6 +388,7 @@ static void test_nothing_starts_again_before_readiness(void **state)
     run_until(f, f->fatal);
     (void)kill(find(f, "gateway-0")->pid, SIGKILL);
     run_until(f, !find(f, "gateway-0"));
+    recovery_hold(&f->recovery, "node 1 is gone");
     assert_int_equal(f->fatal, 1);
     assert_int_equal(f->lost, 0);
 }
@@ -382,6 +402,7 @@ int main(void)
         TEST(test_scheduler_sees_it_first),
         TEST(test_ready_again),
         TEST(test_group_restarts_have_a_bound),
+        TEST(test_held_until_released),
         TEST(test_nothing_starts_again_before_readiness),
     };
 
