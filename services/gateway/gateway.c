@@ -263,6 +263,7 @@ static void settings_read(struct gateway *gw)
     gw->queued_max = (uint32_t)options_int(o, OPT_MAX_QUEUED_REQUESTS);
     gw->recovery_queue_max = (size_t)options_int(o, OPT_RECOVERY_QUEUE);
     gw->conns_max = connections_max();
+    gw->health_only = gw->announced = options_bool(o, OPT_HEALTH_ONLY);
     gw->context.model = gw->model;
     gw->context.priorities = strcmp(options_str(o, OPT_SCHEDULE_POLICY), "priority") == 0;
     defaults_init(&gw->context.defaults);

@@ -45,6 +45,7 @@ struct gateway {
     struct buf scratch; /* one event or body while it is rendered */
     char *read_buf;     /* shared by all connections: each read is consumed at once */
     bool announced;     /* "ready" was said once */
+    bool health_only;   /* another node serves: see routes.c */
     bool stopping;
     bool draining; /* nobody new is let in; calls that run are finished */
     int64_t drain_until_us;

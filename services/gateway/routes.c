@@ -110,6 +110,13 @@ static int check_type(const struct conn *c, struct problem *problem)
     return 0;
 }
 
+/* --health-only: requests are node 0's business. */
+static bool route_is_here(const struct gateway *gw, const struct route *r)
+{
+    return !gw->health_only || r->handle == route_health || r->handle == route_live ||
+           r->handle == route_metrics || r->handle == route_version;
+}
+
 /* Finds the row of a request whose method is not OPTIONS. */
 static const struct route *route_check(struct conn *c, struct problem *problem, const char **allow,
                                        char path[static PATH_MAX_BYTES], const char **rest)
@@ -120,6 +127,11 @@ static const struct route *route_check(struct conn *c, struct problem *problem, 
         return NULL;
     if (!r) {
         (void)problem_set(problem, 404, "not_found", NULL, "no such path");
+        return NULL;
+    }
+    if (!route_is_here(c->gw, r)) {
+        (void)problem_set(problem, 404, "not_found", NULL,
+                          "this node answers /health alone: node 0 serves");
         return NULL;
     }
     if (c->method != r->method && !(r->method == HTTP_GET && c->method == HTTP_HEAD)) {

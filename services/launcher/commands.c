@@ -129,14 +129,24 @@ int commands_start_tokenizer(const struct commands *c, struct supervisor *s, int
     return command_run(s, &id, &argv, "", err);
 }
 
+int commands_start_health(const struct commands *c, struct supervisor *s, struct err *err)
+{
+    struct child id = {.role = CHILD_GATEWAY};
+    struct words argv = command_begin(c, &id, 0, 'g');
+
+    add_endpoints(c, &argv, OPT_TOKENIZER_ENDPOINT, "tokenizer", 0, 1);
+    words_add(&argv, "--%s", option_name(OPT_HEALTH_ONLY));
+    return command_run(s, &id, &argv, options_str(c->options, OPT_API_KEY), err);
+}
+
 int commands_start_scheduler(const struct commands *c, struct supervisor *s, int replica,
-                             uint64_t epoch, struct err *err)
+                             const char *worker_endpoint, uint64_t epoch, struct err *err)
 {
     struct child id = {.role = CHILD_SCHEDULER, .replica = replica, .epoch = epoch};
     struct words argv = command_begin(c, &id, replica, 's');
 
     add_endpoints(c, &argv, OPT_SCHEDULER_ENDPOINT, "scheduler", replica, 1);
-    add_endpoints(c, &argv, OPT_WORKER_ENDPOINT, "workers", replica, 1);
+    words_add(&argv, "--%s=%s", option_name(OPT_WORKER_ENDPOINT), worker_endpoint);
     add_endpoints(c, &argv, OPT_CONTROL_ENDPOINT, "control", 0, 1);
     words_add(&argv, "--epoch=%" PRIu64, epoch);
     return command_run(s, &id, &argv, "", err);

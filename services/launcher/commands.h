@@ -29,8 +29,11 @@ int commands_start_gateway(const struct commands *c, struct supervisor *s, int i
                            struct err *err);
 int commands_start_tokenizer(const struct commands *c, struct supervisor *s, int index,
                              struct err *err);
+/* worker_endpoint: where it binds for its ranks. */
 int commands_start_scheduler(const struct commands *c, struct supervisor *s, int replica,
-                             uint64_t epoch, struct err *err);
+                             const char *worker_endpoint, uint64_t epoch, struct err *err);
+/* The gateway of a node that does not serve: it asks the launcher, at the place of a tokenizer. */
+int commands_start_health(const struct commands *c, struct supervisor *s, struct err *err);
 
 struct worker_place {
     int replica, rank;

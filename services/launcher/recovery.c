@@ -28,8 +28,9 @@ int recovery_start(struct recovery *r, struct err *err)
     r->start_us = clock_mono_us();
     for (int i = 0; i < r->replicas_count && !rc; i++) {
         r->replicas[i].epoch = 1;
-        rc = commands_start_scheduler(r->commands, r->children, i, 1, err);
-        if (!rc)
+        rc = commands_start_scheduler(r->commands, r->children, i,
+                                      r->replicas[i].group.config.worker_endpoint, 1, err);
+        if (!rc && !r->held)
             rc = group_start(&r->replicas[i].group, 1, err);
     }
     for (int i = 0; i < r->tokenizers && !rc; i++)
@@ -41,11 +42,25 @@ int recovery_start(struct recovery *r, struct err *err)
 
 /* ---- what died ---- */
 
-static void recovery_fatal(struct recovery *r)
+static void recovery_fatal(struct recovery *r, const char *why)
 {
     if (!r->fatal)
-        r->on.on_fatal(r->ctx);
+        r->on.on_fatal(r->ctx, why);
     r->fatal = true;
+}
+
+void recovery_end(struct recovery *r, const char *why)
+{
+    log_say("phalanx: %s", why);
+    recovery_fatal(r, why);
+}
+
+static void recovery_lost(struct recovery *r, int64_t now_us)
+{
+    if (!r->lost_us)
+        r->lost_us = now_us;
+    r->answered = false;
+    r->on.on_lost(r->ctx);
 }
 
 /* False, after the line that says so, when the node ends because of it. */
@@ -59,13 +74,10 @@ static bool recovery_allowed(struct recovery *r, struct restarts *restarts, cons
         log_say("phalanx: %s: more than %d times within %d s", how, RESTARTS_MAX,
                 RESTARTS_US / 1000000);
     } else {
-        if (!r->lost_us)
-            r->lost_us = now_us;
-        r->answered = false;
-        r->on.on_lost(r->ctx);
+        recovery_lost(r, now_us);
         return true;
     }
-    recovery_fatal(r);
+    recovery_fatal(r, how);
     return false;
 }
 
@@ -73,8 +85,7 @@ static void recovery_check(struct recovery *r, int rc, const struct err *err)
 {
     if (!rc)
         return;
-    log_say("phalanx: %s", err->msg);
-    recovery_fatal(r);
+    recovery_end(r, err->msg);
 }
 
 static size_t gateways_running(struct recovery *r)
@@ -119,6 +130,10 @@ static int replica_next(struct recovery *r, int index, uint64_t over, const char
     struct replica *replica = &r->replicas[index];
 
     replica->epoch = over + 1;
+    if (r->held) {
+        group_kill(&replica->group, over);
+        return 0;
+    }
     if (r->on.on_epoch)
         r->on.on_epoch(r->ctx, index, replica->epoch, reason);
     return group_start(&replica->group, replica->epoch, err);
@@ -138,8 +153,8 @@ static void scheduler_ended(struct recovery *r, const struct child *child, const
             child->replica, replica->epoch + 1);
     rc = replica_next(r, child->replica, replica->epoch, how, &err);
     if (!rc)
-        rc = commands_start_scheduler(r->commands, r->children, child->replica, replica->epoch,
-                                      &err);
+        rc = commands_start_scheduler(r->commands, r->children, child->replica,
+                                      replica->group.config.worker_endpoint, replica->epoch, &err);
     recovery_check(r, rc, &err);
 }
 
@@ -194,6 +209,41 @@ void recovery_group_down(struct recovery *r, int replica, uint64_t epoch, const 
     if (r->fatal || replica >= r->replicas_count || epoch < r->replicas[replica].epoch)
         return;
     group_over(r, replica, epoch, reason);
+}
+
+/* ---- nodes that are missing ---- */
+
+void recovery_hold(struct recovery *r, const char *reason)
+{
+    if (r->fatal)
+        return;
+    r->held = true;
+    for (int i = 0; i < r->replicas_count; i++) {
+        uint64_t over = r->replicas[i].epoch++;
+
+        control_say_down(r->control, i, over, reason);
+        group_kill(&r->replicas[i].group, over);
+    }
+    if (r->started)
+        recovery_lost(r, clock_mono_us());
+}
+
+void recovery_release(struct recovery *r)
+{
+    struct err err = {0};
+    int rc = 0;
+
+    if (r->fatal)
+        return;
+    r->held = false;
+    for (int i = 0; i < r->replicas_count && !rc; i++) {
+        struct replica *replica = &r->replicas[i];
+
+        if (r->on.on_epoch)
+            r->on.on_epoch(r->ctx, i, replica->epoch, "all nodes are here");
+        rc = group_start(&replica->group, replica->epoch, &err);
+    }
+    recovery_check(r, rc, &err);
 }
 
 static void on_hang(uv_timer_t *timer)

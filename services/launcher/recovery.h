@@ -22,7 +22,7 @@
 
 struct recovery_callbacks {
     /* The node must end; the line was said. */
-    void (*on_fatal)(void *ctx);
+    void (*on_fatal)(void *ctx, const char *why);
     /* Something died: /health/ready is to be asked until it is well again (recovery_ready). */
     void (*on_lost)(void *ctx);
     /* After recovery_drain: no gateway is left. */
@@ -55,6 +55,7 @@ struct recovery {
     bool answered;   /* the server has, since the last loss */
     uv_timer_t hang; /* until silent schedulers are killed */
     bool draining;   /* gateways that end stay ended */
+    bool held;       /* epochs are counted, but no ranks started: nodes are missing */
     bool fatal;
 };
 
@@ -70,6 +71,14 @@ void recovery_child_ended(struct recovery *r, const struct child *child, const c
 
 /* Epoch `epoch` of a replica is over, for that reason: said by its scheduler or another node. */
 void recovery_group_down(struct recovery *r, int replica, uint64_t epoch, const char *reason);
+
+/* Nodes are missing: the running epochs are over, and the next ones begin at recovery_release. One
+ * that is held from the start sets `held` before recovery_start. */
+void recovery_hold(struct recovery *r, const char *reason);
+void recovery_release(struct recovery *r);
+
+/* Says the line and ends the node. */
+void recovery_end(struct recovery *r, const char *why);
 
 /* The link to the scheduler of a replica is down. When it does not end by itself it hangs, and is
  * killed. */

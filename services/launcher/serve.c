@@ -7,6 +7,7 @@
 #include "services/launcher/commands.h"
 #include "services/launcher/control.h"
 #include "services/launcher/model.h"
+#include "services/launcher/node_serve.h"
 #include "services/launcher/probe.h"
 #include "services/launcher/recovery.h"
 #include "services/launcher/rundir.h"
@@ -36,11 +37,13 @@ struct serve {
     struct supervisor children;
     struct control control;
     struct recovery recovery;
-    int ranks;
+    struct node_serve nodes;
+    int ranks; /* of a replica, on this node */
     char *worker_endpoints[GROUPS_MAX];
     uv_timer_t drain;
-    int signal; /* that asked us to stop */
-    bool hurry; /* and another one did */
+    int signal;    /* that asked us to stop */
+    bool hurry;    /* and another one did */
+    char why[512]; /* we end without one */
 };
 
 /* ---- before anything starts ---- */
@@ -77,10 +80,13 @@ static int serve_prepare(struct serve *s, struct err *err)
     s->recovery.gateways = (int)options_int(&s->options, OPT_NUM_GATEWAY);
     s->recovery.tokenizers = (int)options_int(&s->options, OPT_NUM_TOKENIZER);
     s->recovery.replicas_count = (int)options_int(&s->options, OPT_DP_SIZE);
-    s->ranks = (int)options_int(&s->options, OPT_TP_SIZE);
+    if (node_serve_init(&s->nodes, &s->options, err))
+        return EXIT_USAGE;
+    s->ranks = (int)s->nodes.place.ranks;
     if (check_sizes(s, err))
         return EXIT_USAGE;
-    if (check_model(s, err) || probe_init(&s->probe, host, port, err))
+    if (check_model(s, err) || node_serve_model(&s->nodes, &s->options, s->model.path, err) ||
+        probe_init(&s->probe, host, port, err))
         return EXIT_USAGE;
     if (commands_init(&s->commands, &s->options, &s->model, &s->run, err))
         return EXIT_FAILED;
@@ -120,6 +126,7 @@ static void on_ready(void *ctx)
 {
     struct serve *s = ctx;
 
+    node_zero_state(&s->nodes, true);
     if (recovery_ready(&s->recovery))
         say_curl(s);
 }
@@ -128,14 +135,25 @@ static void on_lost(void *ctx)
 {
     struct serve *s = ctx;
 
+    node_zero_state(&s->nodes, false);
     probe_start(&s->probe, &s->loop, PROBE_TOKEN, on_ready, s);
 }
 
-static void on_fatal(void *ctx)
+static void on_fatal(void *ctx, const char *why)
 {
     struct serve *s = ctx;
 
+    (void)snprintf(s->why, sizeof s->why, "%s", why);
     uv_stop(&s->loop);
+}
+
+static void on_epoch(void *ctx, int replica, uint64_t epoch, const char *reason)
+{
+    struct serve *s = ctx;
+
+    (void)reason;
+    if (s->nodes.nodes)
+        node_zero_epoch(&s->nodes, replica, epoch);
 }
 
 static void on_drained(void *ctx)
@@ -243,7 +261,7 @@ static int open_control(struct serve *s, struct err *err)
 }
 
 /* Ranks of all replicas are counted through in their names and devices. */
-static void init_recovery(struct serve *s)
+static int init_recovery(struct serve *s, struct err *err)
 {
     struct recovery *r = &s->recovery;
 
@@ -252,7 +270,7 @@ static void init_recovery(struct serve *s)
     r->children = &s->children;
     r->control = &s->control;
     r->on = (struct recovery_callbacks){
-        .on_fatal = on_fatal, .on_lost = on_lost, .on_drained = on_drained};
+        .on_fatal = on_fatal, .on_lost = on_lost, .on_epoch = on_epoch, .on_drained = on_drained};
     r->ctx = s;
     for (int i = 0; i < r->replicas_count; i++) {
         struct group_config config = {
@@ -262,13 +280,18 @@ static void init_recovery(struct serve *s)
             .first_rank = 0,
             .last_rank = s->ranks - 1,
             .first_device = i * s->ranks,
-            .first_name = i * s->ranks,
+            .first_name = i * s->ranks * (int)s->nodes.place.count,
         };
 
-        s->worker_endpoints[i] = rundir_endpoints(&s->run, "workers", i, 1);
+        s->worker_endpoints[i] = s->nodes.place.count > 1
+                                     ? node_serve_endpoint(&s->nodes, err)
+                                     : rundir_endpoints(&s->run, "workers", i, 1);
+        if (!s->worker_endpoints[i])
+            return err->code;
         config.worker_endpoint = s->worker_endpoints[i];
         group_configure(&r->replicas[i].group, &config);
     }
+    return 0;
 }
 
 static void say_start(const struct serve *s)
@@ -276,10 +299,22 @@ static void say_start(const struct serve *s)
     const struct recovery *r = &s->recovery;
 
     log_say("Phalanx %s: %s on device %s, tensor parallelism %d", PHALANX_VERSION,
-            commands_served_name(&s->commands), options_str(&s->options, OPT_DEVICE), s->ranks);
+            commands_served_name(&s->commands), options_str(&s->options, OPT_DEVICE),
+            (int)options_int(&s->options, OPT_TP_SIZE));
     if (r->replicas_count > 1 || r->tokenizers > 1 || r->gateways > 1)
         log_say("replicas %d, tokenizers %d, gateways %d", r->replicas_count, r->tokenizers,
                 r->gateways);
+}
+
+/* The other nodes, if there are any, end with this one. */
+static void end_nodes(struct serve *s, const char *why)
+{
+    char text[64];
+    bool failed = !s->signal || s->recovery.fatal;
+
+    (void)snprintf(text, sizeof text, "it was stopped (SIG%s)",
+                   s->signal ? sigabbrev_np(s->signal) : "");
+    node_zero_end(&s->nodes, failed, failed ? why : text);
 }
 
 /* Until something can not go on or we are asked to stop; the exit status. */
@@ -289,6 +324,8 @@ static int serve_run(struct serve *s, struct err *err)
 
     say_start(s);
     if (!rc)
+        rc = node_zero_open(&s->nodes, &s->loop, &s->options, &s->recovery, err);
+    if (!rc)
         rc = recovery_start(&s->recovery, err);
     if (!rc) {
         probe_start(&s->probe, &s->loop, PROBE_READY, on_ready, s);
@@ -297,6 +334,7 @@ static int serve_run(struct serve *s, struct err *err)
     probe_stop(&s->probe);
     control_close(&s->control);
     (void)uv_timer_stop(&s->drain);
+    end_nodes(s, rc ? err->msg : s->why);
     if (!s->signal || s->recovery.fatal) {
         supervisor_stop(&s->children, FAIL_GRACE_MS);
         return EXIT_FAILED;
@@ -316,11 +354,11 @@ static int serve_start(struct serve *s, struct err *err)
         (void)err_set(err, ERR_INTERNAL, "no event loop");
         return status;
     }
-    init_recovery(s);
     (void)uv_timer_init(&s->loop, &s->drain);
     s->drain.data = s;
-    if (!supervisor_init(&s->children, &s->loop, &on, s, err))
+    if (!init_recovery(s, err) && !supervisor_init(&s->children, &s->loop, &on, s, err))
         status = serve_run(s, err);
+    node_zero_close(&s->nodes);
     supervisor_fini(&s->children);
     probe_fini(&s->probe);
     uv_close((uv_handle_t *)&s->drain, NULL);
@@ -341,12 +379,15 @@ int serve_main(const char *program, const char *summary, int argc, char **argv)
     words_hide_key(argc, argv);
     s->run.fd = s->run.lock_fd = s->probe.fd = -1;
     status = serve_prepare(s, &err);
-    if (!status)
+    if (!status && s->nodes.place.rank)
+        status = node_other_run(&s->nodes, &s->commands, &err);
+    else if (!status)
         status = serve_start(s, &err);
     if (err.code)
         log_say("%s: %s", program, err.msg);
     for (int i = 0; i < GROUPS_MAX; i++)
         free(s->worker_endpoints[i]);
+    node_serve_fini(&s->nodes);
     rundir_fini(&s->run);
     commands_fini(&s->commands);
     model_fini(&s->model);

@@ -13,6 +13,12 @@
 
 #define LIMIT 1e-2
 
+/* Under compute-sanitizer: what is smaller does. */
+static bool slow(void)
+{
+    return getenv("SANITIZE") != NULL;
+}
+
 static const struct shape shapes[] = {
     {64, 4, 2, 16, 96, 331, 16, DTYPE_BF16},       {256, 4, 1, 64, 320, 1000, 16, DTYPE_BF16},
     {256, 8, 8, 64, 256, 257, 1, DTYPE_F16},       {512, 6, 2, 128, 704, 1537, 16, DTYPE_BF16},
@@ -57,6 +63,8 @@ static void test_layers(void **state)
             uint32_t tokens = token_counts[t];
             struct ops_row row = {.slot = 3, .count = tokens};
 
+            if (slow() && tokens > 64)
+                break;
             step_begin(&p, &row, 1);
             act_poison(&p, &residual, tokens);
             act_poison(&p, &normed, tokens);
@@ -351,6 +359,8 @@ static void test_sample(void **state)
         uint32_t first = 0;
         struct pair p;
 
+        if (slow() && s.vocab > 5000)
+            break;
         if (!pair_open(&p, &s, 1000 + v))
             skip();
         lm_head = weight_make(&p, WEIGHT_EMBED, s.vocab, s.hidden, 1.0f, 0.0f);

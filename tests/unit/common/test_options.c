@@ -115,7 +115,8 @@ static void test_unknown(void **state)
     refuse('S', "serve", "unexpected argument 'serve' (options begin with --)");
     refuse('S', "--rank 1", "--rank is an option of phalanx-worker");
     refuse('w', "--port 1",
-           "--port is an option of phalanx serve and phalanx chat and phalanx bench and "
+           "--port is an option of phalanx serve and phalanx chat and phalanx bench and phalanx "
+           "status and "
            "phalanx-gateway");
 }
 

@@ -40,8 +40,9 @@ struct fixture {
 
 /* ---- callbacks ---- */
 
-static void on_fatal(void *ctx)
+static void on_fatal(void *ctx, const char *why)
 {
+    assert_true(*why);
     ((struct fixture *)ctx)->fatal++;
 }
 
