@@ -283,38 +283,49 @@ __global__ void __launch_bounds__(THREADS) prefill_kernel(struct attention_args 
 #define PART_STRIDE(D) ((D) + 2)
 
 /* What each of `parts` parts counts for in each row, to shared memory: weights[part][row], whose
- * sum over parts times the parts' sums is 1. A warp a row. */
-template <int D>
+ * sum over parts times the parts' sums is 1. A warp a row; all it reads is on its way at once. */
+template <int D, int ROWS>
 static __device__ __forceinline__ void parts_weigh(const float *parts_at, uint32_t parts,
                                                    uint32_t rows, float *weights)
 {
+    const int turns = ROWS / WARPS, each = SPLITS_MAX / 32;
     const size_t stride = DECODE_ROWS * PART_STRIDE(D);
-    uint32_t lane = threadIdx.x % 32;
-
-    for (uint32_t m = threadIdx.x / 32; m < rows; m += WARPS) {
-        float top[SPLITS_MAX / 32], all = -CUDART_INF_F, total = 0.0f;
+    uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    float2 seen[turns][each];
 
 #pragma unroll
-        for (int i = 0; i < SPLITS_MAX / 32; i++) {
-            const float *part = parts_at + (lane + 32 * i) * stride + m * PART_STRIDE(D) + D;
+    for (int t = 0; t < turns; t++)
+#pragma unroll
+        for (int i = 0; i < each; i++) {
+            uint32_t part = lane + 32 * i, m = warp + WARPS * t;
 
-            top[i] = lane + 32 * i < parts ? __ldcg(part) : -CUDART_INF_F;
-            all = fmaxf(all, top[i]);
+            seen[t][i] = make_float2(-CUDART_INF_F, 0.0f);
+            if (part < parts && m < rows)
+                seen[t][i] = __ldcg(reinterpret_cast<const float2 *>(parts_at + part * stride +
+                                                                     m * PART_STRIDE(D) + D));
         }
+#pragma unroll
+    for (int t = 0; t < turns; t++) {
+        uint32_t m = warp + WARPS * t;
+        float all = -CUDART_INF_F, total = 0.0f;
+
+        if (m >= rows)
+            break;
+#pragma unroll
+        for (int i = 0; i < each; i++)
+            all = fmaxf(all, seen[t][i].x);
         for (int i = 16; i; i >>= 1)
             all = fmaxf(all, __shfl_xor_sync(0xffffffffu, all, i));
 #pragma unroll
-        for (int i = 0; i < SPLITS_MAX / 32; i++) {
-            const float *part = parts_at + (lane + 32 * i) * stride + m * PART_STRIDE(D) + D;
-
-            top[i] = exp2f(top[i] - all);
-            total += lane + 32 * i < parts ? top[i] * __ldcg(part + 1) : 0.0f;
+        for (int i = 0; i < each; i++) {
+            seen[t][i].x = exp2f(seen[t][i].x - all);
+            total += seen[t][i].x * seen[t][i].y;
         }
         total = warp_sum(total);
 #pragma unroll
-        for (int i = 0; i < SPLITS_MAX / 32; i++)
+        for (int i = 0; i < each; i++)
             if (lane + 32 * i < parts)
-                weights[(lane + 32 * i) * DECODE_ROWS + m] = top[i] / total;
+                weights[(lane + 32 * i) * DECODE_ROWS + m] = seen[t][i].x / total;
     }
 }
 
@@ -339,73 +350,101 @@ static __device__ __forceinline__ void rows_store(const struct rows16<D> &r, flo
     }
 }
 
-/* The same for parts in shared memory. */
+/* Two numbers of a row from the warps' parts in shared memory; its top and sum. */
 template <int D>
-static __device__ __forceinline__ void warps_merge(const float *parts, uint32_t m, uint32_t d,
-                                                   float *value, float *top, float *sum)
+static __device__ __forceinline__ float2 warps_merge(const float *row, uint32_t d, float *top,
+                                                     float *sum)
 {
     const size_t stride = DECODE_ROWS * PART_STRIDE(D);
+    float2 own[WARPS], value = make_float2(0.0f, 0.0f);
+    float shift;
 
     *top = -CUDART_INF_F;
-    *value = *sum = 0.0f;
-    for (uint32_t i = 0; i < WARPS; i++)
-        *top = fmaxf(*top, parts[i * stride + m * PART_STRIDE(D) + D]);
-    for (uint32_t i = 0; i<WARPS && * top> - CUDART_INF_F; i++) {
-        const float *part = parts + i * stride + m * PART_STRIDE(D);
-        float weight = exp2f(part[D] - *top);
-
-        *sum += weight * part[D + 1];
-        *value += weight * part[d];
+    *sum = 0.0f;
+#pragma unroll
+    for (int i = 0; i < WARPS; i++) {
+        own[i] = *reinterpret_cast<const float2 *>(row + i * stride + D);
+        *top = fmaxf(*top, own[i].x);
     }
+    shift = *top == -CUDART_INF_F ? 0.0f : *top;
+#pragma unroll
+    for (int i = 0; i < WARPS; i++) {
+        float2 v = *reinterpret_cast<const float2 *>(row + i * stride + d);
+        float weight = exp2f(own[i].x - shift);
+
+        *sum += weight * own[i].y;
+        value = make_float2(fmaf(weight, v.x, value.x), fmaf(weight, v.y, value.y));
+    }
+    return value;
 }
 
 #define PARTS_AHEAD 16
 
+/* The first parts of the i'th two numbers. */
+template <int D>
+static __device__ __forceinline__ void pair_load(const float *parts_at, uint32_t parts, uint32_t i,
+                                                 uint32_t rows, float2 out[PARTS_AHEAD])
+{
+    const float *at = parts_at + i / (D / 2) * PART_STRIDE(D) + i % (D / 2) * 2;
+
+#pragma unroll
+    for (uint32_t p = 0; p < PARTS_AHEAD; p++)
+        if (p < parts && i < rows * (D / 2))
+            out[p] =
+                __ldcg(reinterpret_cast<const float2 *>(at + p * DECODE_ROWS * PART_STRIDE(D)));
+}
+
 /* out (rows, D): the parts' weighted sum, in order. What most launches have of them is on its way
  * while the weights are made. */
-template <class T, int D>
+template <class T, int D, int ROWS>
 static __device__ __forceinline__ void parts_add(const float *parts_at, uint32_t parts,
                                                  uint32_t rows, float *weights, T *out)
 {
     const size_t stride = DECODE_ROWS * PART_STRIDE(D);
-    float2 ahead[PARTS_AHEAD];
-    uint32_t first = threadIdx.x < rows * (D / 2) ? threadIdx.x : 0;
-    const float *mine = parts_at + first / (D / 2) * PART_STRIDE(D) + first % (D / 2) * 2;
+    const uint32_t pairs = ROWS <= WARPS ? 1 : 2; /* of numbers, on their way */
+    float2 ahead[pairs][PARTS_AHEAD];
 
 #pragma unroll
-    for (uint32_t p = 0; p < PARTS_AHEAD; p++)
-        if (p < parts)
-            ahead[p] = __ldcg(reinterpret_cast<const float2 *>(mine + p * stride));
-    parts_weigh<D>(parts_at, parts, rows, weights);
+    for (uint32_t k = 0; k < pairs; k++)
+        pair_load<D>(parts_at, parts, threadIdx.x + k * THREADS, rows, ahead[k]);
+    parts_weigh<D, ROWS>(parts_at, parts, rows, weights);
     __syncthreads();
-    for (uint32_t i = threadIdx.x; i < rows * (D / 2); i += THREADS) {
-        uint32_t m = i / (D / 2), d = i % (D / 2) * 2;
-        const float *at = parts_at + m * PART_STRIDE(D) + d;
-        float2 sum = make_float2(0.0f, 0.0f);
-
+    for (uint32_t base = threadIdx.x; base < rows * (D / 2); base += pairs * THREADS) {
+        if (base != threadIdx.x)
 #pragma unroll
-        for (uint32_t p = 0; p < PARTS_AHEAD; p++)
-            if (p < parts) {
+            for (uint32_t k = 0; k < pairs; k++)
+                pair_load<D>(parts_at, parts, base + k * THREADS, rows, ahead[k]);
+#pragma unroll
+        for (uint32_t k = 0; k < pairs; k++) {
+            uint32_t i = base + k * THREADS, m = i / (D / 2), d = i % (D / 2) * 2;
+            const float *at = parts_at + m * PART_STRIDE(D) + d;
+            float2 sum = make_float2(0.0f, 0.0f);
+
+            if (m >= rows)
+                break;
+#pragma unroll
+            for (uint32_t p = 0; p < PARTS_AHEAD; p++)
+                if (p < parts) {
+                    float weight = weights[p * DECODE_ROWS + m];
+
+                    sum = make_float2(fmaf(weight, ahead[k][p].x, sum.x),
+                                      fmaf(weight, ahead[k][p].y, sum.y));
+                }
+#pragma unroll 8
+            for (uint32_t p = PARTS_AHEAD; p < parts; p++) {
                 float weight = weights[p * DECODE_ROWS + m];
-                float2 v = i == threadIdx.x
-                               ? ahead[p]
-                               : __ldcg(reinterpret_cast<const float2 *>(at + p * stride));
+                float2 v = __ldcg(reinterpret_cast<const float2 *>(at + p * stride));
 
                 sum = make_float2(fmaf(weight, v.x, sum.x), fmaf(weight, v.y, sum.y));
             }
-#pragma unroll 8
-        for (uint32_t p = PARTS_AHEAD; p < parts; p++) {
-            float weight = weights[p * DECODE_ROWS + m];
-            float2 v = __ldcg(reinterpret_cast<const float2 *>(at + p * stride));
-
-            sum = make_float2(fmaf(weight, v.x, sum.x), fmaf(weight, v.y, sum.y));
+            *reinterpret_cast<uint32_t *>(out + m * D + d) = half_ops<T>::narrow2(sum.x, sum.y);
         }
-        *reinterpret_cast<uint32_t *>(out + m * D + d) = half_ops<T>::narrow2(sum.x, sum.y);
     }
 }
 
-/* Grid: (splits, KV heads * tiles of 16 heads, rows). */
-template <class T, int D>
+/* Grid: (splits, KV heads * tiles of 16 heads, rows). A tile has at most ROWS heads: few take fewer
+ * registers, which the next kernel's blocks then start in. */
+template <class T, int D, int ROWS>
 __global__ void __launch_bounds__(THREADS) decode_kernel(struct attention_args a)
 {
     extern __shared__ uint4 shared[];
@@ -488,25 +527,23 @@ __global__ void __launch_bounds__(THREADS) decode_kernel(struct attention_args a
 
     uint16_t *out = static_cast<uint16_t *>(a.out) + (size_t)row.token * a.out_stride;
 
-    for (uint32_t i = threadIdx.x; i < DECODE_ROWS * D; i += THREADS) {
-        uint32_t m = i / D, d = i % D;
-        float value, top, sum;
+    for (uint32_t i = threadIdx.x; i < DECODE_ROWS * (D / 2); i += THREADS) {
+        uint32_t m = i / (D / 2), d = i % (D / 2) * 2;
+        float *part = partials + blockIdx.x * part_floats + m * PART_STRIDE(D), top, sum;
+        float2 value;
 
         if (head0 + m >= group)
             break;
-        warps_merge<D>(reinterpret_cast<const float *>(shared), m, d, &value, &top, &sum);
+        value = warps_merge<D>(reinterpret_cast<const float *>(shared) + m * PART_STRIDE(D), d,
+                               &top, &sum);
         if (splits == 1) {
-            reinterpret_cast<T *>(out)[(kv_head * group + head0 + m) * D + d] =
-                half_ops<T>::narrow(value / sum);
+            *reinterpret_cast<uint32_t *>(out + (kv_head * group + head0 + m) * D + d) =
+                half_ops<T>::narrow2(value.x / sum, value.y / sum);
             continue;
         }
-        float *part = partials + blockIdx.x * part_floats + m * PART_STRIDE(D);
-
-        part[d] = value;
-        if (d == 0) {
-            part[D] = top;
-            part[D + 1] = sum;
-        }
+        *reinterpret_cast<float2 *>(part + d) = value;
+        if (d == 0)
+            *reinterpret_cast<float2 *>(part + D) = make_float2(top, sum);
     }
     if (splits == 1)
         return;
@@ -519,9 +556,10 @@ __global__ void __launch_bounds__(THREADS) decode_kernel(struct attention_args a
         return;
     __threadfence();
 
-    parts_add<T, D>(partials, splits, group - head0 < DECODE_ROWS ? group - head0 : DECODE_ROWS,
-                    reinterpret_cast<float *>(shared),
-                    reinterpret_cast<T *>(out) + (kv_head * group + head0) * D);
+    parts_add<T, D, ROWS>(partials, splits,
+                          group - head0 < DECODE_ROWS ? group - head0 : DECODE_ROWS,
+                          reinterpret_cast<float *>(shared),
+                          reinterpret_cast<T *>(out) + (kv_head * group + head0) * D);
     if (threadIdx.x == 0)
         a.arrivals[unit] = 0;
 }
@@ -586,12 +624,13 @@ template <int D> static size_t shared_bytes(void)
 
 template <class T, int D> static cudaError_t kernels_setup(void)
 {
-    cudaError_t rc = cudaFuncSetAttribute(
-        prefill_kernel<T, D>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared_bytes<D>());
+    const cudaFuncAttribute most = cudaFuncAttributeMaxDynamicSharedMemorySize;
+    cudaError_t rc = cudaFuncSetAttribute(prefill_kernel<T, D>, most, (int)shared_bytes<D>());
 
     if (rc == cudaSuccess)
-        rc = cudaFuncSetAttribute(decode_kernel<T, D>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                  (int)shared_bytes<D>());
+        rc = cudaFuncSetAttribute(decode_kernel<T, D, WARPS>, most, (int)shared_bytes<D>());
+    if (rc == cudaSuccess)
+        rc = cudaFuncSetAttribute(decode_kernel<T, D, DECODE_ROWS>, most, (int)shared_bytes<D>());
     return rc;
 }
 
@@ -628,20 +667,25 @@ cudaError_t launch_attention_prefill(cudaStream_t s, enum half_type t,
     return t == HALF_BF16 ? prefill<__nv_bfloat16>(s, a) : prefill<__half>(s, a);
 }
 
-template <class T> static cudaError_t decode(cudaStream_t s, const struct attention_args *a)
+template <class T, int D> static cudaError_t decode(cudaStream_t s, const struct attention_args *a)
 {
-    uint32_t tiles = (a->heads / a->kv_heads + DECODE_ROWS - 1) / DECODE_ROWS;
+    uint32_t group = a->heads / a->kv_heads, tiles = (group + DECODE_ROWS - 1) / DECODE_ROWS;
     dim3 grid(a->splits, a->kv_heads * tiles, a->decode_count);
 
-    if (a->head_dim == 64)
-        return launch_chained(decode_kernel<T, 64>, grid, THREADS, shared_bytes<64>(), s, *a);
-    return launch_chained(decode_kernel<T, 128>, grid, THREADS, shared_bytes<128>(), s, *a);
+    return launch_chained(group <= WARPS ? decode_kernel<T, D, WARPS>
+                                         : decode_kernel<T, D, DECODE_ROWS>,
+                          grid, THREADS, shared_bytes<D>(), s, *a);
+}
+
+template <class T> static cudaError_t decode_of(cudaStream_t s, const struct attention_args *a)
+{
+    return a->head_dim == 64 ? decode<T, 64>(s, a) : decode<T, 128>(s, a);
 }
 
 cudaError_t launch_attention_decode(cudaStream_t s, enum half_type t,
                                     const struct attention_args *a)
 {
-    return t == HALF_BF16 ? decode<__nv_bfloat16>(s, a) : decode<__half>(s, a);
+    return t == HALF_BF16 ? decode_of<__nv_bfloat16>(s, a) : decode_of<__half>(s, a);
 }
 
 cudaError_t launch_attention_any(cudaStream_t s, enum half_type t, const struct attention_args *a)

@@ -1,6 +1,6 @@
 /* Times whole steps of a model's real dimensions with random weights on one GPU: decode at batch
  * sizes, prefill of one prompt. Usage: bench_steps_cuda [MODEL] [context] [prefill tokens], MODEL
- * being 0.6b, 0.6b/2, 8b or 14b. Beside each time its floor: bytes that must be read over 4.4 TB/s,
+ * being 0.6b, 0.6b/2, 8b, 14b or 32b/4. Beside each time its floor: bytes that must be read over 4.4 TB/s,
  * or FLOP over 800 TFLOP/s. */
 #include "tests/kernels/support.h"
 
@@ -26,6 +26,7 @@ static const struct dimensions models[] = {
     {"0.6b/2", 14, 1024, 16, 8, 128, 3072, 151936}, /* half the layers: what one of them costs */
     {"8b", 36, 4096, 32, 8, 128, 12288, 151936},
     {"14b", 40, 5120, 40, 8, 128, 17408, 151936},
+    {"32b/4", 64, 5120, 16, 2, 128, 6400, 37984}, /* a rank of four, without the sums */
 };
 
 struct layer {

@@ -180,8 +180,10 @@ static void both_step(struct model *m, const struct ops_row *rows, uint32_t coun
     assert_null(m->p.ops[1]->logits(m->p.device[1], asked));
 }
 
-/* Opens slots [from, to) with prompts, in one ragged step with what runs already. */
-static void slots_join(struct model *m, uint32_t from, uint32_t to, uint32_t window)
+/* Opens slots [from, to) with prompts of at least `least` tokens, in one ragged step with what runs
+ * already. */
+static void slots_join(struct model *m, uint32_t from, uint32_t to, uint32_t least,
+                       uint32_t window)
 {
     struct ops_row rows[SLOTS];
     uint32_t count = 0;
@@ -192,7 +194,7 @@ static void slots_join(struct model *m, uint32_t from, uint32_t to, uint32_t win
 
         sampling.bias = &bias;
         sampling.bias_count = m->plain ? 0 : 1;
-        m->length[i] = 1 + random_below(&m->p.random, 14);
+        m->length[i] = least + random_below(&m->p.random, 14);
         slot_fill(&m->p, i, m->length[i], 0, &sampling);
     }
     for (uint32_t i = 0; i < SLOTS; i++)
@@ -339,18 +341,22 @@ static void model_run(const struct shape *s, uint32_t window, struct model *warm
         m->plain = true;
         *warmed = *m;
     }
-    slots_join(m, 2, 3, window);
+    slots_join(m, 2, 3, 1, window);
     slots_decode(m, 4, window);
-    slots_join(m, 5, 8, window);
+    slots_join(m, 5, 8, 1, window);
     slots_decode(m, 3, window);
-    slots_join(m, 9, 15, window); /* ten rows: replayed as sixteen */
+    slots_join(m, 9, 15, 1, window); /* ten rows: replayed as sixteen */
     slots_decode(m, 4, window);
     slots_leave(m, 5, 6);
     slots_decode(m, 3, window);
     slots_leave(m, 0, SLOTS);
     m->p.pages_used = 0;
-    slots_join(m, 11, 12, window);
+    slots_join(m, 11, 12, 1, window);
     slots_decode(m, 2, window);
+    slots_leave(m, 0, SLOTS);
+    m->p.pages_used = 0;
+    slots_join(m, 3, 4, 200, window); /* its keys are in many blocks' hands */
+    slots_decode(m, 20, window);
     print_message("largest error of logits: %.1e\n", m->worst.error);
     pair_close(&m->p);
     free(m);
