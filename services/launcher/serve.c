@@ -179,13 +179,6 @@ static void on_drain_slow(uv_timer_t *timer)
                          (uint64_t)(seconds * 1000) + DRAIN_MORE_MS - DRAIN_SAY_MS, 0);
 }
 
-static void on_hup(void *ctx)
-{
-    struct serve *s = ctx;
-
-    supervisor_step_level(&s->children);
-}
-
 /* The first one drains, which takes no time where nothing runs. */
 static void on_signal(void *ctx, int number)
 {
@@ -342,8 +335,7 @@ static int serve_run(struct serve *s, struct err *err)
 
 static int serve_start(struct serve *s, struct err *err)
 {
-    static const struct supervisor_callbacks on = {
-        .on_end = on_child_end, .on_signal = on_signal, .on_hup = on_hup};
+    static const struct supervisor_callbacks on = {.on_end = on_child_end, .on_signal = on_signal};
     int status = EXIT_FAILED;
 
     if (uv_loop_init(&s->loop)) {

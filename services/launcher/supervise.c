@@ -20,6 +20,16 @@
 
 /* ---- starting ---- */
 
+/* Every process of the node logs at the same level; those that start later are told which. */
+static void step_log_level(struct supervisor *s)
+{
+    union sigval level = {.sival_int = (int)log_step_level()};
+
+    log_say("phalanx: log level %s", log_level_name(log_get_level()));
+    for (struct child *c = s->children; c; c = c->next)
+        (void)sigqueue(c->pid, SIGHUP, level);
+}
+
 static void on_signal_readable(uv_poll_t *poll, int status, int events)
 {
     struct supervisor *s = poll->data;
@@ -31,8 +41,7 @@ static void on_signal_readable(uv_poll_t *poll, int status, int events)
     if (read(s->signal_fd, &info, sizeof info) != (ssize_t)sizeof info)
         return;
     if (info.ssi_signo == SIGHUP && !log_terminal_gone()) {
-        if (!s->stopping)
-            s->on.on_hup(s->ctx);
+        step_log_level(s);
         return;
     }
     if (s->signal_us && now_us - s->signal_us < REPEAT_US)

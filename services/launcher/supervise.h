@@ -44,7 +44,6 @@ struct supervisor_callbacks {
     /* SIGINT, SIGTERM, or SIGHUP of a terminal that is gone; what came by two ways at the same time
      * is told once. */
     void (*on_signal)(void *ctx, int number);
-    void (*on_hup)(void *ctx); /* any other SIGHUP */
 };
 
 struct supervisor {
@@ -62,7 +61,8 @@ struct supervisor {
     bool hurry;    /* a signal came while stopping */
 };
 
-/* Blocks the stop signals (on_signal gets them) and becomes a subreaper. Before the process has
+/* Blocks the stop signals (on_signal gets them) and becomes a subreaper. Any other SIGHUP steps the
+ * log level here and in the children. Before the process has
  * other threads: they inherit the mask. */
 int supervisor_init(struct supervisor *s, uv_loop_t *loop, const struct supervisor_callbacks *on,
                     void *ctx, struct err *err);

@@ -31,7 +31,7 @@ struct watchdog {
 void watchdog_init(struct watchdog *w, uint32_t ranks, int64_t now_us);
 
 void watchdog_sent(struct watchdog *w, uint64_t epoch, const struct proto_step *m, int64_t now_us);
-void watchdog_answered(struct watchdog *w, uint64_t epoch, uint64_t step, uint32_t rank,
+void watchdog_answered(struct watchdog *w, uint64_t epoch, uint64_t number, uint32_t rank,
                        int64_t now_us);
 
 /* Once in a while: writes the steps once for every stall of stall_us. work: somebody waits for a

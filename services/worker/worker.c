@@ -16,7 +16,7 @@
 
 #define STATS_PERIOD_MS 2000
 #define STALL_US 8000000 /* a step that takes longer is worth a line */
-#define STOP_WAIT_MS 300  /* for the engine's thread, which may be in a collective */
+#define STOP_WAIT_MS 300 /* for the engine's thread, which may be in a collective */
 /* A step under way when the scheduler dies ends by itself when all ranks got it. */
 #define LAST_STEP_MS 5000
 

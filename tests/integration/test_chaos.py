@@ -21,6 +21,7 @@ def test_chaos(device, args):
     assert done.stdout, done.stderr
     r = json.loads(done.stdout)
     assert (r["lost"], r["wrong"], r["wrong_tokens"], r["errors"]) == (0, 0, 0, {}), r
+    assert r["unclean"] == []
     assert r["alive"] and r["idle"] and r["exit"] == 0, done.stderr
     assert {kind.split()[0] for kind in r["kills"]} == {"gateway", "tokenizer", "scheduler", "worker"}
     assert r["ok"] > 100

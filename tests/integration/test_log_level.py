@@ -5,7 +5,7 @@ import pty
 import signal
 import subprocess
 
-from conftest import BIN, PATIENCE, Server, free_port
+from conftest import BIN, DEMO, PATIENCE, Server, free_port
 from test_http import until
 
 
@@ -66,3 +66,26 @@ def test_the_whole_node():
         s.process.send_signal(signal.SIGHUP)
         until(lambda: heard("info") == names)
         assert s.stop() == 0
+
+
+def test_a_node_that_does_not_serve(tmp_path):
+    """Two nodes on one host: the second one's launcher passes it on as well."""
+    where = f"127.0.0.1:{free_port()}"
+    nodes, logs = [], [tmp_path / "log0", tmp_path / "log1"]
+    try:
+        for rank in range(2):
+            with open(logs[rank], "wb") as log:
+                nodes.append(subprocess.Popen(
+                    [BIN / "phalanx", "serve", "--model-path", DEMO, "--device", "cpu", "--tp", "2",
+                     "--nnodes", "2", "--node-rank", str(rank), "--dist-init-addr", where, "--port",
+                     str(free_port()), "--run-dir", tmp_path / f"run{rank}"],
+                    stdout=log, stderr=log))
+        until(lambda: "curl http" in logs[0].read_text(), 30, "ready")
+        nodes[1].send_signal(signal.SIGHUP)
+        until(lambda: "\nworker-1: log level debug\n" in logs[1].read_text())
+    finally:
+        for node in nodes:
+            node.terminate()
+        for node in nodes:
+            node.wait(20 * PATIENCE)
+    assert "\nphalanx: log level debug\n" in logs[1].read_text()
