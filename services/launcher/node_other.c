@@ -210,13 +210,6 @@ static int open_status(struct other *o, struct err *err)
     return rc;
 }
 
-static void on_hup(void *ctx)
-{
-    struct other *o = ctx;
-
-    supervisor_step_level(&o->children);
-}
-
 /* ---- the process ---- */
 
 static void init_groups(struct other *o)
@@ -267,8 +260,7 @@ static int other_open(struct other *o, struct err *err)
 
 static int other_serve(struct other *o, struct err *err)
 {
-    static const struct supervisor_callbacks on = {
-        .on_end = on_child_end, .on_signal = on_signal, .on_hup = on_hup};
+    static const struct supervisor_callbacks on = {.on_end = on_child_end, .on_signal = on_signal};
     const struct node_place *p = &o->node->place;
 
     init_groups(o);

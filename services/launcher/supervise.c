@@ -278,15 +278,6 @@ void supervisor_reap(struct supervisor *s)
                 child_tell(s, ended[i].child, &ended[i].info);
 }
 
-void supervisor_step_level(struct supervisor *s)
-{
-    union sigval level = {.sival_int = (int)log_step_level()};
-
-    log_say("phalanx: log level %s", log_level_name(log_get_level()));
-    for (struct child *c = NULL; (c = supervisor_next(s, c));)
-        (void)sigqueue(c->pid, SIGHUP, level);
-}
-
 /* ---- ending ---- */
 
 static void supervisor_signal(struct supervisor *s, int number)

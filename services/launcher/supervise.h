@@ -78,9 +78,6 @@ struct child *supervisor_next(struct supervisor *s, const struct child *after);
 /* To the child's whole process group, a stopped one too when it is SIGKILL. The child is doomed. */
 void child_signal(struct child *child, int number);
 
-/* Every process of the node logs at the next level, those that start later, too. */
-void supervisor_step_level(struct supervisor *s);
-
 /* Tells of those that have ended by now, without waiting for the loop. */
 void supervisor_reap(struct supervisor *s);
 

@@ -1,7 +1,7 @@
 /* Times whole steps of a model's real dimensions with random weights on one GPU: decode at batch
  * sizes, prefill of one prompt. Usage: bench_steps_cuda [MODEL] [context] [prefill tokens], MODEL
- * being 0.6b, 0.6b/2, 8b, 14b or 32b/4. Beside each time its floor: bytes that must be read over 4.4 TB/s,
- * or FLOP over 800 TFLOP/s. */
+ * being 0.6b, 0.6b/2, 8b, 14b or 32b/4. Beside each time its floor: bytes that must be read
+ * over 4.4 TB/s, or FLOP over 800 TFLOP/s. */
 #include "tests/kernels/support.h"
 
 #include "common/mem.h"

@@ -182,8 +182,7 @@ static void both_step(struct model *m, const struct ops_row *rows, uint32_t coun
 
 /* Opens slots [from, to) with prompts of at least `least` tokens, in one ragged step with what runs
  * already. */
-static void slots_join(struct model *m, uint32_t from, uint32_t to, uint32_t least,
-                       uint32_t window)
+static void slots_join(struct model *m, uint32_t from, uint32_t to, uint32_t least, uint32_t window)
 {
     struct ops_row rows[SLOTS];
     uint32_t count = 0;
