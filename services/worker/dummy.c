@@ -1,5 +1,8 @@
 #include "services/worker/dummy.h"
 
+#include "common/mem.h"
+
+#include <stdlib.h>
 #include <string.h>
 
 #include <xxhash.h>
@@ -13,17 +16,31 @@ static uint64_t mix(uint64_t x)
     return x ^ (x >> 31);
 }
 
+#define TABLE 65536u /* values that rows are cut from */
+
+/* A row is a stretch of the table, which is a ring, from a place of its own on: as fast as copying,
+ * and the same however rows and columns are cut. */
 void dummy_fill(const char *name, uint64_t width, uint64_t row, uint64_t rows, uint64_t col,
                 uint64_t cols, float mean, float scale, float *dst)
 {
     uint64_t key = XXH64(name, strlen(name), 0);
     float range = scale * 1.7320508f * 2; /* a uniform distribution's width for that deviation */
+    float *table = mem_array(TABLE, sizeof *table);
 
+    for (uint64_t i = 0; i < TABLE; i++)
+        table[i] = mean + range * ((float)(mix(key ^ i) >> 40) * 0x1p-24f - 0.5f);
     for (uint64_t r = row; r < row + rows; r++) {
-        for (uint64_t c = col; c < col + cols; c++) {
-            float unit = (float)(mix(key ^ (r * width + c)) >> 40) * 0x1p-24f;
+        uint64_t at = mix(key + r * width) + col;
 
-            *dst++ = mean + range * (unit - 0.5f);
+        for (uint64_t left = cols; left;) {
+            uint64_t begin = at % TABLE;
+            uint64_t count = left < TABLE - begin ? left : TABLE - begin;
+
+            memcpy(dst, table + begin, count * sizeof *dst);
+            dst += count;
+            at += count;
+            left -= count;
         }
     }
+    free(table);
 }
