@@ -46,7 +46,14 @@ def test_null(sig):
             running.result()
         streams(s, 64, 20)
         s.wait_idle()
+        assert s.metric("rank_group_losses_total") == 2
+        assert s.metric("sequence_replays_total") == 128
         assert not re.search(r"ERROR (?!worker-)", s.log())
+
+
+def torn(log):
+    """A step had reached some ranks and not others: they can not stay together."""
+    return re.search("not every rank has got it|has met other ranks, or done other steps", log)
 
 
 def outlive(server, sig):
@@ -56,7 +63,8 @@ def outlive(server, sig):
     os.kill(old["scheduler-0"], sig)
     until(lambda: server.log().count("phalanx: ready again after") > again, 40, "readiness")
     new = named(server)
-    assert {name for name in old if new.get(name) != old[name]} == {"scheduler-0"}
+    others = {name for name in old if new.get(name) != old[name]}
+    assert others == {"scheduler-0"} or torn(server.log())
 
 
 @pytest.mark.parametrize("sig", [signal.SIGKILL, signal.SIGSTOP])
@@ -72,6 +80,10 @@ def test_scheduler_null(sig):
             assert not running.done()
             running.result()
         s.wait_idle()
+        assert s.metric("rank_group_losses_total") == 0
+        assert not torn(s.log())  # device null has no steps in common
+        assert s.metric("process_start_time_seconds", "scheduler-0") > \
+            s.metric("process_start_time_seconds", "worker-0")
         assert not re.search(r"ERROR ", s.log())
 
 
