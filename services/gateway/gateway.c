@@ -3,6 +3,7 @@
 #include "common/clock.h"
 #include "common/log.h"
 #include "common/mem.h"
+#include "proto/launcher_link.h"
 #include "services/gateway/call.h"
 #include "services/gateway/conn.h"
 #include "services/gateway/defaults.h"
@@ -72,6 +73,8 @@ static void gateway_finish(struct gateway *gw)
     for (struct conn *c = gw->conns; c; c = c->next)
         conn_drop(c, "the server ends");
     backend_close(&gw->backend);
+    if (gw->launcher)
+        bus_close(&gw->launcher);
     close_handle((uv_handle_t *)&gw->tick);
     close_handle((uv_handle_t *)&gw->deadline);
     close_handle((uv_handle_t *)&gw->flush);
@@ -294,6 +297,12 @@ static int gateway_open(struct gateway *gw, struct err *err)
     const struct options *o = gw->options;
     const char *endpoint = options_str(o, OPT_TOKENIZER_ENDPOINT);
     const char *name = options_str(o, OPT_NAME)[0] ? options_str(o, OPT_NAME) : "gateway-0";
+    struct bus_config link = {
+        .loop = &gw->loop,
+        .role = "gateway",
+        .name = name,
+        .silence_ms_max = (int64_t)(options_float(o, OPT_HEARTBEAT_TIMEOUT) * 1000),
+    };
     struct bus_security security;
     int rc;
 
@@ -303,8 +312,9 @@ static int gateway_open(struct gateway *gw, struct err *err)
     if (!rc)
         rc = gateway_bind(gw, err);
     if (!rc)
-        rc = backend_open(gw, endpoint, &security, name,
-                          (int64_t)(options_float(o, OPT_HEARTBEAT_TIMEOUT) * 1000), err);
+        rc = backend_open(gw, endpoint, &security, name, link.silence_ms_max, err);
+    if (!rc)
+        rc = launcher_link_open(&link, options_str(o, OPT_CONTROL_ENDPOINT), &gw->launcher, err);
     bus_security_fini(&security);
     return rc;
 }

@@ -31,8 +31,9 @@ struct gateway {
     struct params_context context;
     struct metrics metrics;
     struct backend backend;
-    struct conn *conns; /* list of all */
-    struct conn *dirty; /* list of those with bytes to send */
+    struct bus *launcher; /* NULL: there is none */
+    struct conn *conns;   /* list of all */
+    struct conn *dirty;   /* list of those with bytes to send */
     size_t conns_count, conns_max;
     size_t bodies_bytes;        /* memory of unfinished bodies */
     size_t calls_count;         /* being answered */

@@ -114,6 +114,7 @@ int commands_start_gateway(const struct commands *c, struct supervisor *s, int i
 
     add_endpoints(c, &argv, OPT_TOKENIZER_ENDPOINT, "tokenizer", 0,
                   (int)options_int(c->options, OPT_NUM_TOKENIZER));
+    add_endpoints(c, &argv, OPT_CONTROL_ENDPOINT, "control", 0, 1);
     return command_run(s, &id, &argv, options_str(c->options, OPT_API_KEY), err);
 }
 
@@ -126,6 +127,7 @@ int commands_start_tokenizer(const struct commands *c, struct supervisor *s, int
     add_endpoints(c, &argv, OPT_TOKENIZER_ENDPOINT, "tokenizer", index, 1);
     add_endpoints(c, &argv, OPT_SCHEDULER_ENDPOINT, "scheduler", 0,
                   (int)options_int(c->options, OPT_DP_SIZE));
+    add_endpoints(c, &argv, OPT_CONTROL_ENDPOINT, "control", 0, 1);
     return command_run(s, &id, &argv, "", err);
 }
 

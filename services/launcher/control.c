@@ -7,6 +7,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#define CONTROL_PEERS_MAX 128 /* all kinds together, and those who read */
+
 /* "scheduler-3" is replica 3; -1 when it is none. */
 static int replica_of(const struct bus_peer *peer)
 {
@@ -24,16 +26,22 @@ static int replica_of(const struct bus_peer *peer)
 static void on_up(void *ctx, struct bus_peer *peer)
 {
     struct control *c = ctx;
+    const char *role = bus_peer_role(peer);
     int replica = replica_of(peer);
 
-    if (strcmp(bus_peer_role(peer), "status") == 0) {
+    if (strcmp(role, "status") == 0) {
         c->on.on_reader(c->ctx, peer);
-    } else if (replica < 0) {
-        log_warn("%s is not named scheduler-N: not heard", bus_peer_name(peer));
-    } else {
+        return;
+    }
+    if (strcmp(role, "scheduler") == 0) {
+        if (replica < 0) {
+            log_warn("%s is not named scheduler-N: not heard", bus_peer_name(peer));
+            return;
+        }
         c->links[replica] = (struct control_link){.peer = peer};
         bus_peer_set_data(peer, &c->links[replica]);
     }
+    c->on.on_linked(c->ctx, peer);
 }
 
 static void take_status(struct control_link *link, const struct proto_status *m)
@@ -72,10 +80,9 @@ static void on_down(void *ctx, struct bus_peer *peer, const char *reason)
     struct control *c = ctx;
     struct control_link *link = bus_peer_data(peer);
 
-    if (!link || link->peer != peer)
-        return;
-    link->peer = NULL;
-    c->on.on_silent(c->ctx, (int)(link - c->links), reason);
+    if (link && link->peer == peer)
+        link->peer = NULL;
+    c->on.on_silent(c->ctx, peer, reason);
 }
 
 int control_open(struct control *c, uv_loop_t *loop, const char *endpoint, int64_t silence_ms_max,
@@ -86,7 +93,8 @@ int control_open(struct control *c, uv_loop_t *loop, const char *endpoint, int64
         .role = "launcher",
         .name = "launcher",
         .endpoint = endpoint,
-        .accepts = "scheduler,status",
+        .accepts = "gateway,tokenizer,scheduler,status",
+        .peers_max = CONTROL_PEERS_MAX,
         .silence_ms_max = silence_ms_max,
         .on = {.on_up = on_up, .on_message = on_message, .on_down = on_down},
         .ctx = c,
@@ -115,6 +123,14 @@ bool control_ready(const struct control *c, int replica, uint64_t epoch)
     const struct control_link *link = &c->links[replica];
 
     return link->peer && link->status.ready && link->status.epoch == epoch;
+}
+
+bool control_loaded(const struct control *c, int replica, uint64_t epoch)
+{
+    const struct control_link *link = &c->links[replica];
+    uint32_t there = (uint32_t)__builtin_popcountll(link->status.ranks);
+
+    return link->peer && link->status.epoch == epoch && there && there == link->status.tp_size;
 }
 
 void control_close(struct control *c)

@@ -1,5 +1,5 @@
-/* The control endpoint: bound by the launcher, one link to each scheduler of this node; and
- * `phalanx status` asks there. */
+/* The control endpoint: bound by the launcher, one link to each gateway, tokenizer and scheduler of
+ * this node; and `phalanx status` asks there. */
 #ifndef PHALANX_LAUNCHER_CONTROL_H
 #define PHALANX_LAUNCHER_CONTROL_H
 
@@ -13,8 +13,11 @@
 struct control_callbacks {
     /* The scheduler says that its ranks of that epoch are lost. */
     void (*on_group_down)(void *ctx, int replica, uint64_t epoch, const char *reason);
-    /* No byte came from a scheduler for too long (stopped, or hung), or it broke the protocol. */
-    void (*on_silent)(void *ctx, int replica, const char *reason);
+    /* A process of the node has connected; its name is a child's. */
+    void (*on_linked)(void *ctx, const struct bus_peer *peer);
+    /* No byte came from it for too long (stopped, or hung), or it broke the protocol, or it ends.
+     */
+    void (*on_silent)(void *ctx, const struct bus_peer *peer, const char *reason);
     /* A scheduler has sent its status. */
     void (*on_status)(void *ctx);
     /* Somebody wants a NODE_STATUS. */
@@ -44,6 +47,9 @@ void control_say_down(struct control *c, int replica, uint64_t epoch, const char
 
 /* The scheduler has said that its ranks of that epoch are ready. */
 bool control_ready(const struct control *c, int replica, uint64_t epoch);
+
+/* The scheduler has said that all ranks of that epoch have come to it. */
+bool control_loaded(const struct control *c, int replica, uint64_t epoch);
 
 /* That scheduler has ended: its link says nothing more. */
 void control_forget(struct control *c, int replica);

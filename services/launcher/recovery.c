@@ -5,20 +5,25 @@
 
 #include <inttypes.h>
 #include <stdio.h>
+#include <string.h>
 
 #define HANG_MS 1000 /* who closes its link and means to end has ended by then */
+#define JOIN_S 10    /* a rank gives the last step of a scheduler that died 5 of them */
+#define JOIN_LOOK_MS 200
 
 /* ---- start ---- */
 
 void recovery_init(struct recovery *r, uv_loop_t *loop)
 {
     (void)uv_timer_init(loop, &r->hang);
-    r->hang.data = r;
+    (void)uv_timer_init(loop, &r->join);
+    r->hang.data = r->join.data = r;
 }
 
 void recovery_fini(struct recovery *r)
 {
     uv_close((uv_handle_t *)&r->hang, NULL);
+    uv_close((uv_handle_t *)&r->join, NULL);
 }
 
 int recovery_start(struct recovery *r, struct err *err)
@@ -130,6 +135,7 @@ static int replica_next(struct recovery *r, int index, uint64_t over, const char
     struct replica *replica = &r->replicas[index];
 
     replica->epoch = over + 1;
+    replica->join_until_us = 0;
     if (r->held) {
         group_kill(&replica->group, over);
         return 0;
@@ -137,25 +143,6 @@ static int replica_next(struct recovery *r, int index, uint64_t over, const char
     if (r->on.on_epoch)
         r->on.on_epoch(r->ctx, index, replica->epoch, reason);
     return group_start(&replica->group, replica->epoch, err);
-}
-
-/* The ranks may have been in the middle of a step that nobody will collect: they go, too. */
-static void scheduler_ended(struct recovery *r, const struct child *child, const char *how)
-{
-    struct replica *replica = &r->replicas[child->replica];
-    struct err err = {0};
-    int rc;
-
-    control_forget(r->control, child->replica);
-    if (!recovery_allowed(r, &replica->scheduler_restarts, how))
-        return;
-    log_say("phalanx: %s; it and the ranks of replica %d start again (epoch %" PRIu64 ")", how,
-            child->replica, replica->epoch + 1);
-    rc = replica_next(r, child->replica, replica->epoch, how, &err);
-    if (!rc)
-        rc = commands_start_scheduler(r->commands, r->children, child->replica,
-                                      replica->group.config.worker_endpoint, replica->epoch, &err);
-    recovery_check(r, rc, &err);
 }
 
 /* Epoch `over` of the replica is lost: false when the node ends because of it. */
@@ -169,6 +156,60 @@ static void group_over(struct recovery *r, int index, uint64_t over, const char 
     log_say("phalanx: %s; the ranks of replica %d start again (epoch %" PRIu64 ")", reason, index,
             over + 1);
     recovery_check(r, replica_next(r, index, over, reason, &err), &err);
+}
+
+static void on_join(uv_timer_t *timer)
+{
+    struct recovery *r = timer->data;
+    bool more = false;
+
+    for (int i = 0; i < r->replicas_count && !r->fatal; i++) {
+        struct replica *replica = &r->replicas[i];
+        char reason[128];
+
+        if (!replica->join_until_us)
+            continue;
+        if (clock_mono_us() < replica->join_until_us) {
+            more = true;
+            continue;
+        }
+        (void)snprintf(reason, sizeof reason,
+                       "not all ranks of replica %d have come to its new scheduler within %d s", i,
+                       JOIN_S);
+        control_say_down(r->control, i, replica->epoch, reason);
+        group_over(r, i, replica->epoch, reason);
+    }
+    if (!more)
+        (void)uv_timer_stop(timer);
+}
+
+/* The ranks stay when they have been loaded: they wait for another scheduler of their epoch, or end
+ * and are lost as any. But it must not be they who make schedulers die. */
+static void scheduler_ended(struct recovery *r, const struct child *child, const char *how)
+{
+    struct replica *replica = &r->replicas[child->replica];
+    bool stay = replica->whole == replica->epoch;
+    struct err err = {0};
+    int rc = 0;
+
+    control_forget(r->control, child->replica);
+    if (!recovery_allowed(r, &replica->scheduler_restarts, how))
+        return;
+    replica->whole = 0;
+    if (stay) {
+        log_say("phalanx: %s; it starts again, the ranks of replica %d stay (epoch %" PRIu64 ")",
+                how, child->replica, replica->epoch);
+        replica->join_until_us = clock_mono_us() + JOIN_S * INT64_C(1000000);
+        (void)uv_timer_start(&r->join, on_join, JOIN_LOOK_MS, JOIN_LOOK_MS);
+    } else {
+        log_say("phalanx: %s; it and the ranks of replica %d start again (epoch %" PRIu64 ")", how,
+                child->replica, replica->epoch + 1);
+        rc = replica_next(r, child->replica, replica->epoch, how, &err);
+    }
+    if (!rc)
+        rc = commands_start_scheduler(r->commands, r->children, child->replica,
+                                      replica->group.config.worker_endpoint, replica->epoch, &err);
+    recovery_check(r, rc, &err);
 }
 
 static void worker_ended(struct recovery *r, const struct child *child, const char *how)
@@ -226,6 +267,7 @@ void recovery_hold(struct recovery *r, const char *reason)
     for (int i = 0; i < r->replicas_count; i++) {
         uint64_t over = r->replicas[i].epoch++;
 
+        r->replicas[i].join_until_us = 0;
         control_say_down(r->control, i, over, reason);
         group_kill(&r->replicas[i].group, over);
     }
@@ -250,28 +292,45 @@ void recovery_release(struct recovery *r)
     recovery_check(r, rc, &err);
 }
 
+/* ---- who hangs ---- */
+
 static void on_hang(uv_timer_t *timer)
 {
     struct recovery *r = timer->data;
     struct child *child = NULL;
 
     while (!r->children->stopping && (child = supervisor_next(r->children, child))) {
-        if (child->role != CHILD_SCHEDULER || child->pid != r->replicas[child->replica].silent)
+        if (!child->silent)
             continue;
         log_say("phalanx: %s (pid %d) hangs, killing it", child->name, (int)child->pid);
         child_signal(child, SIGKILL);
     }
 }
 
-void recovery_silent(struct recovery *r, int replica, const char *reason)
+void recovery_linked(struct recovery *r, const struct bus_peer *peer)
 {
     struct child *child = NULL;
 
     while ((child = supervisor_next(r->children, child))) {
-        if (child->role != CHILD_SCHEDULER || child->replica != replica)
+        if (strcmp(child->name, bus_peer_name(peer)) != 0)
             continue;
-        log_warn("%s pid=%d \"%s\"", child->name, (int)child->pid, reason);
-        r->replicas[replica].silent = child->pid;
+        child->link = peer;
+        child->silent = false;
+    }
+}
+
+/* Nobody has the link of a child that has ended. */
+void recovery_silent(struct recovery *r, const struct bus_peer *peer, const char *reason)
+{
+    struct child *child = NULL;
+
+    while ((child = supervisor_next(r->children, child))) {
+        if (child->link != peer)
+            continue;
+        if (!child->doomed)
+            log_warn("%s pid=%d \"%s\"", child->name, (int)child->pid, reason);
+        child->link = NULL;
+        child->silent = true;
         (void)uv_timer_start(&r->hang, on_hang, HANG_MS, 0);
     }
 }
@@ -289,6 +348,14 @@ static bool recovery_well(const struct recovery *r)
 
 void recovery_status(struct recovery *r)
 {
+    for (int i = 0; i < r->replicas_count; i++) {
+        struct replica *replica = &r->replicas[i];
+
+        if (control_ready(r->control, i, replica->epoch))
+            replica->whole = replica->epoch;
+        if (control_loaded(r->control, i, replica->epoch))
+            replica->join_until_us = 0;
+    }
     if (!r->lost_us || !recovery_well(r))
         return;
     log_say("phalanx: ready again after %.1f s", (double)(clock_mono_us() - r->lost_us) / 1e6);

@@ -1,7 +1,8 @@
 /* Whoever dies after the server was ready once is started again: gateways and tokenizers as they
- * were, a lost rank with its whole group and the next epoch, a scheduler with its group. At most
- * RESTARTS_MAX times a minute each; then, and at any death before the first readiness, the node
- * ends with one line.
+ * were, a lost rank with its whole group and the next epoch, a scheduler alone: its ranks keep
+ * their weights and join the next one in the same epoch. If they do not, or that one dies before it
+ * is ready, they start again, too. At most RESTARTS_MAX times a minute each; then, and at any death
+ * before the first readiness, the node ends with one line. Who hangs is killed, and has died.
  *
  * On the node of the schedulers. Its rule for epochs: "epoch e is over, e + 1 is next", whoever
  * says so first (a pidfd here, the scheduler, another node); what is past e already ignores it. */
@@ -37,7 +38,8 @@ struct replica {
     struct group group; /* its ranks on this node */
     uint64_t epoch;
     struct restarts scheduler_restarts, group_restarts;
-    pid_t silent; /* its scheduler, whose link is down; 0: none is */
+    uint64_t whole;        /* the epoch in which its running scheduler was ready; 0: none yet */
+    int64_t join_until_us; /* ranks without a scheduler join the next one; 0: they have */
 };
 
 struct recovery {
@@ -53,7 +55,8 @@ struct recovery {
     int64_t start_us;
     int64_t lost_us; /* since when not all is well; 0: it is */
     bool answered;   /* the server has, since the last loss */
-    uv_timer_t hang; /* until silent schedulers are killed */
+    uv_timer_t hang; /* until silent children are killed */
+    uv_timer_t join; /* looks at the replicas' join_until_us */
     bool draining;   /* gateways that end stay ended */
     bool held;       /* epochs are counted, but no ranks started: nodes are missing */
     bool fatal;
@@ -81,9 +84,10 @@ void recovery_release(struct recovery *r);
 /* Says the line and ends the node. */
 void recovery_end(struct recovery *r, const char *why);
 
-/* The link to the scheduler of a replica is down. When it does not end by itself it hangs, and is
- * killed. */
-void recovery_silent(struct recovery *r, int replica, const char *reason);
+/* A child has a link to the control endpoint. When that is down and the child neither ends nor
+ * comes back it hangs, and is killed. */
+void recovery_linked(struct recovery *r, const struct bus_peer *peer);
+void recovery_silent(struct recovery *r, const struct bus_peer *peer, const char *reason);
 
 /* The server answered that it is ready: true the first time. */
 bool recovery_ready(struct recovery *r);

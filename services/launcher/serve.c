@@ -208,11 +208,18 @@ static void on_group_down(void *ctx, int replica, uint64_t epoch, const char *re
     recovery_group_down(&s->recovery, replica, epoch, reason);
 }
 
-static void on_silent(void *ctx, int replica, const char *reason)
+static void on_linked(void *ctx, const struct bus_peer *peer)
 {
     struct serve *s = ctx;
 
-    recovery_silent(&s->recovery, replica, reason);
+    recovery_linked(&s->recovery, peer);
+}
+
+static void on_silent(void *ctx, const struct bus_peer *peer, const char *reason)
+{
+    struct serve *s = ctx;
+
+    recovery_silent(&s->recovery, peer, reason);
 }
 
 static void on_status(void *ctx)
@@ -237,6 +244,7 @@ static void on_reader(void *ctx, struct bus_peer *peer)
 static int open_control(struct serve *s, struct err *err)
 {
     static const struct control_callbacks on = {.on_group_down = on_group_down,
+                                                .on_linked = on_linked,
                                                 .on_silent = on_silent,
                                                 .on_status = on_status,
                                                 .on_reader = on_reader};

@@ -190,7 +190,8 @@ int supervisor_start(struct supervisor *s, const struct child *id, char *const *
         return err_set(err, ERR_LIMIT, "more than %d processes", CHILDREN_MAX);
     child = mem_zalloc(sizeof *child);
     *child = *id;
-    child->doomed = false;
+    child->doomed = child->silent = false;
+    child->link = NULL;
     rc = child_fork(&child->pid, argv, envp, err);
     if (!rc && (rc = child_watch(s, child, err))) {
         (void)kill(-child->pid, SIGKILL);

@@ -15,6 +15,8 @@
 #include <sys/types.h>
 #include <uv.h>
 
+struct bus_peer;
+
 #define CHILDREN_MAX 256 /* ranks and their services */
 #define GROUPS_MAX 32    /* replicas */
 
@@ -28,7 +30,9 @@ struct child {
     uint64_t epoch; /* of schedulers and workers: what --epoch said */
     pid_t pid;
     int64_t started_us;
-    bool doomed; /* its end is our doing */
+    bool doomed;                 /* its end is our doing */
+    const struct bus_peer *link; /* to the control endpoint; NULL: it has none */
+    bool silent;                 /* it had one */
     /* of the supervisor */
     int pidfd;
     uv_poll_t poll;

@@ -18,10 +18,6 @@ void ranks_lost(struct service *s, uint64_t next)
     struct scheduler_stats stats = {0};
     uint32_t count = 0;
 
-    if (!s->was_ready && s->control) {
-        service_fail(s);
-        return;
-    }
     log_warn("epoch=%" PRIu64 " the ranks are lost: %s", bus_epoch(s->workers), s->err->msg);
     s->ready = false;
     (void)uv_idle_stop(&s->idle);
@@ -29,7 +25,7 @@ void ranks_lost(struct service *s, uint64_t next)
     gather_reset(&s->gather);
     memset(s->ranks, 0, sizeof s->ranks);
     deadline_init(&s->deadline, (int64_t)(s->config->step_timeout_s * 1e6));
-    report_forget_ranks(&s->report);
+    report_ranks_lost(&s->report);
     if (s->core) {
         count = scheduler_group_lost(s->core, &failed);
         service_send_failures(s, failed, count);

@@ -10,6 +10,7 @@
 void report_init(struct report *r, uint32_t ranks, int64_t now_us)
 {
     *r = (struct report){.ranks_count = ranks, .logged_us = now_us};
+    metric_add(&r->own, METRIC_RANK_GROUP_LOSSES, 0); /* there before the first one */
     r->sources = mem_array(ranks + 1, sizeof *r->sources);
     r->stats = mem_array((size_t)(ranks + 1) * METRICS_COUNT, sizeof *r->stats);
 }
@@ -30,8 +31,9 @@ void report_worker(struct report *r, uint32_t rank, const char *name, const stru
     r->changed = true;
 }
 
-void report_forget_ranks(struct report *r)
+void report_ranks_lost(struct report *r)
 {
+    metric_add(&r->own, METRIC_RANK_GROUP_LOSSES, 1);
     for (uint32_t i = 0; i < r->ranks_count; i++)
         r->names[i][0] = '\0';
     r->changed = true;
@@ -67,6 +69,7 @@ static void report_count(struct report *r, const struct scheduler_stats *now)
     metric_add(m, METRIC_PREFIX_QUERIES, (double)(now->prefix_queries - was->prefix_queries));
     metric_add(m, METRIC_PREFIX_HITS, (double)(now->prefix_hits - was->prefix_hits));
     metric_add(m, METRIC_PREEMPTIONS, (double)(now->preemptions - was->preemptions));
+    metric_add(m, METRIC_REPLAYS, (double)(now->replays - was->replays));
     metrics_sample_process(m);
     r->counted = *now;
 }

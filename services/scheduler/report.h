@@ -29,8 +29,8 @@ void report_fini(struct report *r);
 /* Keeps a worker's STATS. */
 void report_worker(struct report *r, uint32_t rank, const char *name, const struct proto_stats *m);
 
-/* The workers are others now. */
-void report_forget_ranks(struct report *r);
+/* The workers will be others. */
+void report_ranks_lost(struct report *r);
 
 void report_queue_time(struct report *r, int64_t queue_us);
 void report_step(struct report *r, int64_t step_us, uint64_t compute_us);

@@ -75,8 +75,8 @@ void ranks_check_meeting(struct service *s, int64_t now_us);
 /* Ends the group when its oldest step takes too long. */
 void ranks_check_deadline(struct service *s, int64_t now_us);
 
-/* The epoch before `next` is over, with all its ranks: others are waited for. Not while the first
- * ranks start under a launcher: then the process ends. s->err says why. */
+/* The epoch before `next` is over, with all its ranks: others are waited for.
+ * s->err says why. */
 void ranks_lost(struct service *s, uint64_t next);
 
 /* ---- control.c ---- */

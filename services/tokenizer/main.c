@@ -17,6 +17,7 @@ int main(int argc, char **argv)
         .model_dir = options_str(&o, OPT_MODEL_PATH),
         .endpoint = options_str(&o, OPT_TOKENIZER_ENDPOINT),
         .scheduler_endpoint = options_str(&o, OPT_SCHEDULER_ENDPOINT),
+        .control_endpoint = options_str(&o, OPT_CONTROL_ENDPOINT),
         .dispatch_policy = options_str(&o, OPT_DISPATCH_POLICY),
         .heartbeat_timeout_s = options_float(&o, OPT_HEARTBEAT_TIMEOUT),
     };

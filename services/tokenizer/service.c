@@ -3,6 +3,7 @@
 #include "common/clock.h"
 #include "common/log.h"
 #include "common/mem.h"
+#include "proto/launcher_link.h"
 #include "proto/stats.h"
 
 #include <signal.h>
@@ -167,6 +168,8 @@ static int open_buses(struct service *s, const struct service_config *config, st
     struct bus_config out = in;
     int rc = bus_bind(&in, &s->gateways, err);
 
+    if (!rc)
+        rc = launcher_link_open(&in, config->control_endpoint, &s->launcher, err);
     if (rc)
         return rc;
     out.accepts = NULL;
@@ -232,6 +235,8 @@ void tokenizer_service_free(struct service **self)
     request_end(s, r, "shutting down");
     if (s->gateways)
         bus_close(&s->gateways);
+    if (s->launcher)
+        bus_close(&s->launcher);
     replicas_close(&s->replicas);
     while (uv_run(&s->loop, UV_RUN_NOWAIT) && uv_loop_alive(&s->loop))
         uv_walk(&s->loop, close_handle, NULL);

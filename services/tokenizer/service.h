@@ -15,6 +15,7 @@ struct service_config {
     const char *model_dir;
     const char *endpoint;           /* bound for gateways */
     const char *scheduler_endpoint; /* connected to; one a replica, separated by commas */
+    const char *control_endpoint;   /* the launcher's; "": there is none */
     const char *dispatch_policy;
     struct bus_security security;
     double heartbeat_timeout_s;

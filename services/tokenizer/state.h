@@ -14,6 +14,7 @@ struct service {
     struct tokenizer *tokenizer;
     struct chat *chat;
     struct bus *gateways;
+    struct bus *launcher; /* NULL: there is none */
     struct replicas replicas;
     bool was_ready;             /* a scheduler was, once: from then on requests wait for one */
     struct request *requests;   /* by key, in the order they came */

@@ -180,7 +180,10 @@ class Node:
         return response.status, json.loads(response.read())
 
     def workers(self):
-        """Process ids of its ranks by name."""
+        return self.children("worker")
+
+    def children(self, role):
+        """Process ids by name."""
         found = {}
         for p in pathlib.Path("/proc").glob("[0-9]*"):
             try:
@@ -188,7 +191,7 @@ class Node:
                 parent = int(re.search(r"PPid:\s+(\d+)", (p / "status").read_text())[1])
             except OSError:
                 continue
-            if words[0].endswith(b"/phalanx-worker") and parent == self.process.pid:
+            if words[0].endswith(b"/phalanx-" + role.encode()) and parent == self.process.pid:
                 found[words[1].decode().removeprefix("--name=")] = int(p.name)
         return found
 

@@ -12,6 +12,7 @@ import pytest
 import netns
 from conftest import BIN, DEMO, PATIENCE, SHARED, Server
 from netns import Network, Node, Nodes, Stream, run, wait
+from test_recovery import torn
 
 STORIES = SHARED / "data/models/stories260K"
 MODELS = [
@@ -225,6 +226,21 @@ def test_rank_dies(tmp_path, alone, where):
         restarted(nodes)
         after = nodes[0].workers() | nodes[1].workers()
         assert after.keys() == before.keys() and not set(after.values()) & set(before.values())
+        nodes.wait_ready()
+
+
+@needs_namespaces
+def test_scheduler_dies(tmp_path, alone):
+    """The ranks of all nodes stay, and the stream goes on."""
+    with Network(2) as net, Nodes(net, tmp_path, DEMO, 4) as nodes:
+        before = nodes[0].workers() | nodes[1].workers()
+        stream = Stream(nodes[0], LONG)
+        wait(lambda: stream.text or stream.error, 20, nodes.logs)
+        os.kill(nodes[0].children("scheduler")["scheduler-0"], signal.SIGKILL)
+        assert stream.wait(120, nodes.logs) == alone["long"], nodes.logs()
+        assert stream.ended and not stream.error
+        after = nodes[0].workers() | nodes[1].workers()
+        assert after == before or torn(nodes.logs()), nodes.logs()
         nodes.wait_ready()
 
 

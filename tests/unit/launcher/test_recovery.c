@@ -72,11 +72,14 @@ static void on_group_down(void *ctx, int replica, uint64_t epoch, const char *re
     recovery_group_down(&((struct fixture *)ctx)->recovery, replica, epoch, reason);
 }
 
-static void on_silent(void *ctx, int replica, const char *reason)
+static void on_linked(void *ctx, const struct bus_peer *peer)
 {
-    (void)ctx;
-    (void)replica;
-    (void)reason;
+    recovery_linked(&((struct fixture *)ctx)->recovery, peer);
+}
+
+static void on_silent(void *ctx, const struct bus_peer *peer, const char *reason)
+{
+    recovery_silent(&((struct fixture *)ctx)->recovery, peer, reason);
 }
 
 static void on_status(void *ctx)
@@ -137,7 +140,7 @@ static void write_program(const struct fixture *f, const char *name)
 static void connect_scheduler(struct fixture *f)
 {
     char *endpoint = rundir_endpoints(&f->run, "control", 0, 1);
-    struct control_callbacks on = {on_group_down, on_silent, on_status, on_reader};
+    struct control_callbacks on = {on_group_down, on_linked, on_silent, on_status, on_reader};
     struct bus_config bus = {
         .loop = &f->loop,
         .role = "scheduler",
@@ -325,6 +328,79 @@ static void test_scheduler_sees_it_first(void **state)
     assert_int_equal(f->heard_epoch, 0); /* it need not be told */
 }
 
+static pid_t pid_of(struct fixture *f, const char *name)
+{
+    const struct child *child = find(f, name);
+
+    return child ? child->pid : 0;
+}
+
+/* Another scheduler, with that epoch. */
+static bool scheduler_runs(struct fixture *f, pid_t before, uint64_t epoch)
+{
+    const struct child *child = find(f, "scheduler-0");
+
+    return child && child->pid != before && child->epoch == epoch;
+}
+
+/* Ranks that had a scheduler that was ready wait for the next one, once. */
+static void test_ranks_outlive_a_scheduler(void **state)
+{
+    struct fixture *f = *state;
+    pid_t ranks[RANKS], scheduler;
+
+    run_until(f, f->launcher);
+    (void)recovery_ready(&f->recovery);
+    say_ready(f, 1);
+    run_until(f, control_ready(&f->control, 0, 1));
+    scheduler = pid_of(f, "scheduler-0");
+    ranks[0] = pid_of(f, "worker-0");
+    ranks[1] = pid_of(f, "worker-1");
+    (void)kill(scheduler, SIGKILL);
+    run_until(f, scheduler_runs(f, scheduler, 1));
+    assert_true(ranks_run(f, 1));
+    assert_true(pid_of(f, "worker-0") == ranks[0] && pid_of(f, "worker-1") == ranks[1]);
+    scheduler = pid_of(f, "scheduler-0");
+    (void)kill(scheduler, SIGKILL);
+    run_until(f, scheduler_runs(f, scheduler, 2));
+    run_until(f, ranks_run(f, 2));
+    assert_int_equal(f->fatal, 0);
+}
+
+/* They were loaded, but the next scheduler does not say that they are there. */
+static void test_ranks_that_do_not_come(void **state)
+{
+    struct fixture *f = *state;
+    pid_t scheduler;
+
+    run_until(f, f->launcher);
+    (void)recovery_ready(&f->recovery);
+    say_ready(f, 1);
+    run_until(f, control_ready(&f->control, 0, 1));
+    scheduler = pid_of(f, "scheduler-0");
+    (void)kill(scheduler, SIGKILL);
+    run_until(f, scheduler_runs(f, scheduler, 1));
+    f->recovery.replicas[0].join_until_us = 1; /* the time is over */
+    scheduler = pid_of(f, "scheduler-0");
+    run_until(f, ranks_run(f, 2));
+    assert_int_equal(pid_of(f, "scheduler-0"), scheduler);
+}
+
+/* One whose link is down gets a moment to end or to come back. */
+static void test_silent_child(void **state)
+{
+    struct fixture *f = *state;
+    pid_t scheduler;
+
+    run_until(f, f->launcher);
+    (void)recovery_ready(&f->recovery);
+    run_until(f, find(f, "scheduler-0")->link);
+    scheduler = pid_of(f, "scheduler-0");
+    recovery_silent(&f->recovery, find(f, "scheduler-0")->link, "nothing was heard");
+    assert_true(find(f, "scheduler-0")->silent);
+    run_until(f, scheduler_runs(f, scheduler, 2));
+}
+
 /* Ready again: an answer, and the scheduler's word for the epoch that runs. In any order. */
 static void test_ready_again(void **state)
 {
@@ -401,6 +477,9 @@ int main(void)
         TEST(test_launcher_sees_it_first),
         TEST(test_scheduler_sees_it_first),
         TEST(test_ready_again),
+        TEST(test_ranks_outlive_a_scheduler),
+        TEST(test_ranks_that_do_not_come),
+        TEST(test_silent_child),
         TEST(test_group_restarts_have_a_bound),
         TEST(test_held_until_released),
         TEST(test_nothing_starts_again_before_readiness),
