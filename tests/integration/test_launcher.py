@@ -586,7 +586,8 @@ def test_restarts_have_a_bound(start, place, name):
 
 
 @pytest.mark.parametrize("status", [0, 1, 3])
-def test_child_that_exits_ends_the_node(start, status):
+def test_child_that_exits_ends_the_node(start, place, status):
+    (place / "not-ready").write_text("")  # later it would be started again
     server = start(plan={"worker-1": "exit%d" % status})
     assert server.end() == 1
     assert re.search(r"phalanx: worker-1 \(pid \d+\) exited with status %d\n" % status,
