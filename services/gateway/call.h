@@ -84,6 +84,8 @@ struct dialect {
     void (*event)(const struct call *call, uint32_t index, struct buf *out);
     void (*tail)(const struct call *call, struct buf *out);
     void (*result)(const struct call *call, struct buf *out);
+    /* What openai_result() can not know: text and log probabilities of a choice. */
+    void (*choice)(const struct call *call, const struct call_choice *choice, struct buf *out);
 };
 
 extern const struct dialect dialect_chat, dialect_completions, dialect_generate;

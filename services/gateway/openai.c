@@ -73,6 +73,21 @@ void openai_tail(const struct call *call, struct buf *out)
     buf_puts(out, "data: [DONE]\n\n");
 }
 
+void openai_result(const struct call *call, struct buf *out)
+{
+    buf_append(out, call->head.data, call->head.len);
+    buf_puts(out, ",\"choices\":[");
+    for (uint32_t i = 0; i < call->choices_count; i++) {
+        buf_printf(out, "%s{\"index\":%u,", i ? "," : "", (unsigned)i);
+        call->dialect->choice(call, &call->choices[i], out);
+        openai_ids(call, &call->choices[i], out);
+        buf_printf(out, ",\"finish_reason\":\"%s\"}", openai_finish(call->choices[i].finish));
+    }
+    buf_putc(out, ']');
+    openai_usage(call, out);
+    buf_putc(out, '}');
+}
+
 void openai_logprob(double value, struct buf *out)
 {
     buf_json_number(out, isfinite(value) ? value : -9999.0);

@@ -56,6 +56,9 @@ void openai_ids(const struct call *call, const struct call_choice *choice, struc
 /* The end of a stream: the usage event where asked for, [DONE]. */
 void openai_tail(const struct call *call, struct buf *out);
 
+/* The whole answer, its choices as the dialect writes them. */
+void openai_result(const struct call *call, struct buf *out);
+
 /* A log probability as JSON: minus infinity becomes -9999. */
 void openai_logprob(double value, struct buf *out);
 

@@ -132,25 +132,12 @@ static void chat_event(const struct call *call, uint32_t index, struct buf *out)
     }
 }
 
-static void chat_result(const struct call *call, struct buf *out)
+static void chat_choice(const struct call *call, const struct call_choice *choice, struct buf *out)
 {
-    buf_append(out, call->head.data, call->head.len);
-    buf_puts(out, ",\"choices\":[");
-    for (uint32_t i = 0; i < call->choices_count; i++) {
-        const struct call_choice *choice = &call->choices[i];
-
-        buf_printf(out,
-                   "%s{\"index\":%u,\"message\":{\"role\":\"assistant\",\"content\":", i ? "," : "",
-                   (unsigned)i);
-        buf_json_string(out, choice->text.data, choice->text.len);
-        buf_puts(out, ",\"refusal\":null}");
-        render_logprobs(call, choice, out);
-        openai_ids(call, choice, out);
-        buf_printf(out, ",\"finish_reason\":\"%s\"}", openai_finish(choice->finish));
-    }
-    buf_putc(out, ']');
-    openai_usage(call, out);
-    buf_putc(out, '}');
+    buf_puts(out, "\"message\":{\"role\":\"assistant\",\"content\":");
+    buf_json_string(out, choice->text.data, choice->text.len);
+    buf_puts(out, ",\"refusal\":null}");
+    render_logprobs(call, choice, out);
 }
 
 const struct dialect dialect_chat = {
@@ -160,7 +147,8 @@ const struct dialect dialect_chat = {
     .logprobs = chat_logprobs,
     .event = chat_event,
     .tail = openai_tail,
-    .result = chat_result,
+    .choice = chat_choice,
+    .result = openai_result,
 };
 
 void route_chat(struct conn *c, const char *rest)

@@ -159,22 +159,12 @@ static void completions_event(const struct call *call, uint32_t index, struct bu
     }
 }
 
-static void completions_result(const struct call *call, struct buf *out)
+static void completions_choice(const struct call *call, const struct call_choice *choice,
+                               struct buf *out)
 {
-    buf_append(out, call->head.data, call->head.len);
-    buf_puts(out, ",\"choices\":[");
-    for (uint32_t i = 0; i < call->choices_count; i++) {
-        const struct call_choice *choice = &call->choices[i];
-
-        buf_printf(out, "%s{\"index\":%u,\"text\":", i ? "," : "", (unsigned)i);
-        buf_json_string(out, choice->text.data, choice->text.len);
-        render_logprobs(call, choice, out);
-        openai_ids(call, choice, out);
-        buf_printf(out, ",\"finish_reason\":\"%s\"}", openai_finish(choice->finish));
-    }
-    buf_putc(out, ']');
-    openai_usage(call, out);
-    buf_putc(out, '}');
+    buf_puts(out, "\"text\":");
+    buf_json_string(out, choice->text.data, choice->text.len);
+    render_logprobs(call, choice, out);
 }
 
 const struct dialect dialect_completions = {
@@ -185,7 +175,8 @@ const struct dialect dialect_completions = {
     .prompt_logprobs = completions_prompt,
     .event = completions_event,
     .tail = openai_tail,
-    .result = completions_result,
+    .choice = completions_choice,
+    .result = openai_result,
 };
 
 void route_completions(struct conn *c, const char *rest)

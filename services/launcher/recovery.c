@@ -6,8 +6,11 @@
 #include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
+#include <time.h>
 
 #define HANG_MS 1000 /* who closes its link and means to end has ended by then */
+#define REAP_TURNS 30
+#define REAP_PAUSE_NS 1000000
 #define JOIN_S 10    /* a rank gives the last step of a scheduler that died 5 of them */
 #define JOIN_LOOK_MS 200
 
@@ -244,11 +247,18 @@ void recovery_child_ended(struct recovery *r, const struct child *child, const c
     }
 }
 
+/* How a rank ended says more than that its link is down, but a process that was killed lets go of
+ * its sockets a moment before it can be reaped. */
 void recovery_group_down(struct recovery *r, int replica, uint64_t epoch, const char *reason)
 {
-    supervisor_reap(r->children); /* how a rank ended says more than that its link is down */
-    if (r->fatal || replica >= r->replicas_count || epoch < r->replicas[replica].epoch)
-        return;
+    const struct timespec pause = {.tv_nsec = REAP_PAUSE_NS};
+
+    for (int i = 0; i < REAP_TURNS; i++) {
+        supervisor_reap(r->children);
+        if (r->fatal || replica >= r->replicas_count || epoch < r->replicas[replica].epoch)
+            return;
+        (void)nanosleep(&pause, NULL);
+    }
     group_over(r, replica, epoch, reason);
 }
 

@@ -27,6 +27,28 @@ def free_port():
         return s.getsockname()[1]
 
 
+def check_findings(log):
+    """No process said that a sanitizer found something."""
+    found = re.search(r"(Sanitizer: |runtime error: ).*", log)
+    assert not found, f"{found[0]}\n{log}"
+
+
+def alive(pid):
+    try:
+        stat = pathlib.Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return stat.rsplit(")", 1)[1].split()[0] not in "ZX"
+
+
+def end_all(processes):
+    """Each ends when it is told to, in good order."""
+    for p in processes:
+        p.terminate()
+    codes = [p.wait(10 * PATIENCE) for p in processes]
+    assert codes == [0] * len(codes)
+
+
 class Server:
     """`phalanx serve` and what hangs on it."""
 
@@ -127,8 +149,7 @@ class Server:
                 self.process.wait()
                 raise AssertionError(f"serve did not end on SIGTERM:\n{self.log()}")
         self.log_file.close()
-        found = re.search(r"(Sanitizer: |runtime error: ).*", self.log())
-        assert not found, f"{found[0]}\n{self.log()}"
+        check_findings(self.log())
         return self.process.returncode
 
     def __enter__(self):

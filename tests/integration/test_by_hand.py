@@ -10,7 +10,7 @@ import urllib.request
 
 import pytest
 
-from conftest import BIN, DEMO, PATIENCE, REPO, free_port
+from conftest import BIN, DEMO, PATIENCE, REPO, end_all, free_port
 
 GOLDEN = json.loads((REPO / "tests/golden/demo.json").read_text())["prompts"][0]
 
@@ -83,10 +83,7 @@ def test_started_by_hand(tmp_path, transport, seed):
         wait_ready(port, processes)
         assert ask(port) == GOLDEN["text"]
     finally:
-        for p in processes:
-            p.terminate()
-        for p in processes:
-            p.wait(10 * PATIENCE)
+        end_all(processes)
 
 
 def start(command):
@@ -120,10 +117,7 @@ def test_ranks_outlive_the_scheduler(tmp_path):
             processes.remove(p)
         assert all(p.poll() is None for p in processes)
     finally:
-        for p in processes:
-            p.terminate()
-        for p in processes:
-            p.wait(10 * PATIENCE)
+        end_all(processes)
 
 
 def test_scheduler_killed_in_mid_step(tmp_path):
@@ -157,10 +151,7 @@ def test_scheduler_killed_in_mid_step(tmp_path):
         assert ask(port) == GOLDEN["text"]
         assert p.poll() is None and all(o.poll() is None for o in others)
     finally:
-        for each in (p, *ranks, *others):
-            each.terminate()
-        for each in (p, *ranks, *others):
-            each.wait(10 * PATIENCE)
+        end_all([p, *ranks, *others])
 
 
 def test_ranks_that_do_not_belong_together(tmp_path):
@@ -180,10 +171,7 @@ def test_ranks_that_do_not_belong_together(tmp_path):
         processes[3:] = [start(c) for c in workers]
         assert ask_again(port) == GOLDEN["text"]
     finally:
-        for p in processes:
-            p.terminate()
-        for p in processes:
-            p.wait(10 * PATIENCE)
+        end_all(processes)
 
 
 def test_health_before_the_rest(tmp_path):

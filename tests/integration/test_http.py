@@ -822,7 +822,7 @@ def test_slow_reader_pauses():
 
 
 def test_queue_bound():
-    with Gateway("--max-queued-requests", "4", max_running=2) as g:
+    with Gateway("--max-queued-requests", "4", "--drain-timeout", "0.2", max_running=2) as g:
         post = lambda **body: g.http.post("/v1/completions", json=body, timeout=60)
         with concurrent.futures.ThreadPoolExecutor(3) as pool:
             running = [pool.submit(post, prompt="@hang", n=2) for _ in range(2)]

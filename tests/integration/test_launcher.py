@@ -19,7 +19,8 @@ import time
 
 import pytest
 
-BIN = pathlib.Path(os.environ.get("PHALANX_BIN", "build/release/bin"))
+from conftest import BIN, alive, free_port
+
 ROLES = ["scheduler", "tokenizer", "worker", "gateway"]
 
 STUB = """#!{python}
@@ -115,12 +116,6 @@ http.server.ThreadingHTTPServer((options.get("host", "127.0.0.1"), int(options.g
 """
 
 
-def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
-
-
 def wait_for(condition, seconds=20):
     end = time.monotonic() + seconds
     while time.monotonic() < end:
@@ -129,14 +124,6 @@ def wait_for(condition, seconds=20):
             return value
         time.sleep(0.01)
     raise AssertionError("gave up waiting for %s" % condition)
-
-
-def alive(pid):
-    try:
-        with open("/proc/%d/stat" % pid) as f:
-            return f.read().rsplit(")", 1)[1].split()[0] not in "ZX"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
 
 
 class Server:

@@ -12,15 +12,9 @@ import urllib.request
 
 import pytest
 
-BIN = pathlib.Path(os.environ.get("PHALANX_BIN", "build/release/bin"))
-DEMO = pathlib.Path("deploy/demo-model")
+from conftest import BIN, DEMO, alive, check_findings, free_port
+
 NAMES = ["scheduler-0", "worker-0", "worker-1", "tokenizer-0", "gateway-0"]
-
-
-def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
 
 
 def wait_for(condition, seconds=60):
@@ -31,14 +25,6 @@ def wait_for(condition, seconds=60):
             return value
         time.sleep(0.02)
     raise AssertionError("gave up waiting")
-
-
-def alive(pid):
-    try:
-        with open("/proc/%d/stat" % pid) as f:
-            return f.read().rsplit(")", 1)[1].split()[0] not in "ZX"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
 
 
 def command_line(pid):
@@ -95,6 +81,7 @@ def node(tmp_path):
         if n.process.poll() is None:
             n.process.kill()
             n.process.wait()
+        check_findings(n.text())
 
 
 def gone(pids):

@@ -14,7 +14,7 @@ import time
 
 import pytest
 
-from conftest import BIN, DEMO, PATIENCE, free_port
+from conftest import BIN, DEMO, PATIENCE, check_findings, free_port
 from test_scale import named, null_server, settled, streams, token, until
 
 CLOUDY = "The weather today is"
@@ -99,8 +99,7 @@ class Cluster:
             self.running[name].terminate()
             assert self.running[name].wait(10 * PATIENCE) == 0, name
         self.log_file.close()
-        found = re.search(r"(Sanitizer: |runtime error: ).*", self.log())
-        assert not found, f"{found[0]}\n{self.log()}"
+        check_findings(self.log())
 
     def __enter__(self):
         return self
