@@ -11,7 +11,7 @@
 #define HANG_MS 1000 /* who closes its link and means to end has ended by then */
 #define REAP_TURNS 30
 #define REAP_PAUSE_NS 1000000
-#define JOIN_S 10    /* a rank gives the last step of a scheduler that died 5 of them */
+#define JOIN_S 10 /* a rank gives the last step of a scheduler that died 5 of them */
 #define JOIN_LOOK_MS 200
 
 /* ---- start ---- */
