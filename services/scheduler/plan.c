@@ -106,17 +106,23 @@ static uint32_t tokens_room(const struct scheduler *s, const struct sequence *se
     return tokens < UINT32_MAX ? (uint32_t)tokens : UINT32_MAX;
 }
 
-/* Plans as much of a prompt as is left of the budget; false when there is no page for any of it. */
-static bool plan_chunk(struct scheduler *s, struct step *step, struct sequence *seq, uint32_t *left)
+/* Tokens of seq that its next chunk holds if there are pages for them. */
+static uint32_t chunk_wanted(const struct step *step, const struct sequence *seq, uint32_t left)
 {
     uint32_t count = sequence_pending(seq);
-    uint32_t room = tokens_room(s, seq), scores = scores_room(step, seq, seq->computed);
+    uint32_t scores = scores_room(step, seq, seq->computed);
+
+    if (count > left)
+        count = left;
+    return count < scores ? count : scores;
+}
+
+/* Plans as much of a prompt as is left of the budget, in one row; true when it is done with it. */
+static bool plan_chunk(struct scheduler *s, struct step *step, struct sequence *seq, uint32_t *left)
+{
+    uint32_t count = chunk_wanted(step, seq, *left), room = tokens_room(s, seq);
     bool last;
 
-    if (*left > scores)
-        *left = scores; /* nothing of a step goes past a prompt that is cut */
-    if (count > *left)
-        count = *left;
     if (count > room)
         count = room;
     if (count == 0)
@@ -124,13 +130,13 @@ static bool plan_chunk(struct scheduler *s, struct step *step, struct sequence *
     last = count == sequence_pending(seq);
     plan_row(s, step, seq, count);
     memory_share(s, seq, step->out.message.step);
-    *left -= count;
+    *left = last ? *left - count : 0; /* nothing of a step goes past a prompt that is cut */
     if (last) {
         DL_DELETE(s->prefill, seq);
         DL_APPEND(s->decode, seq);
         seq->state = SEQUENCE_DECODE;
     }
-    return true;
+    return last;
 }
 
 /* Whether pages that this very step computes for others are worth waiting for: one step of delay
@@ -260,17 +266,27 @@ static void plan_start(struct scheduler *s, struct step *step, uint32_t *left, i
     }
 }
 
+/* Prompts that have begun; true when all are done. Pages of those that are paused come before the
+ * row is planned, as a sequence has one row a step; the prompt's own may be what is paused. */
+static bool plan_prompts(struct scheduler *s, struct step *step, uint32_t *left)
+{
+    while (s->prefill && *left) {
+        if (tokens_room(s, s->prefill) < chunk_wanted(step, s->prefill, *left) && !s->retracted &&
+            memory_retract_paused(s))
+            continue;
+        if (!plan_chunk(s, step, s->prefill, left))
+            return false;
+    }
+    return !s->prefill;
+}
+
 static void plan_rows(struct scheduler *s, struct step *step, int64_t now_us)
 {
     uint32_t left = s->tokens_max - plan_decode(s, step);
-    bool stuck = false;
 
     if (left > s->prefill_tokens_max)
         left = s->prefill_tokens_max;
-    while (s->prefill && left && !stuck) /* a prompt that is not done leaves nothing */
-        stuck = !plan_chunk(s, step, s->prefill, &left) &&
-                (!left || s->retracted || !memory_retract_paused(s));
-    if (!stuck)
+    if (plan_prompts(s, step, &left))
         plan_start(s, step, &left, now_us);
 }
 
