@@ -98,12 +98,11 @@ static uint32_t plan_decode(struct scheduler *s, struct step *step)
 }
 
 /* Most tokens of seq that pages are there for. */
-static uint32_t tokens_room(const struct scheduler *s, const struct sequence *seq)
+static uint64_t tokens_room(const struct scheduler *s, const struct sequence *seq)
 {
     uint64_t pages = (uint64_t)seq->pages_count + memory_available(s);
-    uint64_t tokens = pages * s->config.page_size - seq->computed;
 
-    return tokens < UINT32_MAX ? (uint32_t)tokens : UINT32_MAX;
+    return pages * s->config.page_size - seq->computed;
 }
 
 /* Tokens of seq that its next chunk holds if there are pages for them. */
@@ -117,22 +116,24 @@ static uint32_t chunk_wanted(const struct step *step, const struct sequence *seq
     return count < scores ? count : scores;
 }
 
-/* Plans as much of a prompt as is left of the budget, in one row; true when it is done with it. */
+/* Plans as much of a prompt as is left of the budget, in one row. False: it is not done; nothing of
+ * a step goes past it then. */
 static bool plan_chunk(struct scheduler *s, struct step *step, struct sequence *seq, uint32_t *left)
 {
-    uint32_t count = chunk_wanted(step, seq, *left), room = tokens_room(s, seq);
+    uint32_t count = chunk_wanted(step, seq, *left);
+    uint64_t room = tokens_room(s, seq);
     bool last;
 
     if (count > room)
-        count = room;
+        count = (uint32_t)room;
     if (count == 0)
         return false;
     last = count == sequence_pending(seq);
     plan_row(s, step, seq, count);
     memory_share(s, seq, step->out.message.step);
-    *left = last ? *left - count : 0; /* nothing of a step goes past a prompt that is cut */
+    *left -= count;
     if (last) {
-        DL_DELETE(s->prefill, seq);
+        s->prefill = NULL;
         DL_APPEND(s->decode, seq);
         seq->state = SEQUENCE_DECODE;
     }
@@ -179,7 +180,8 @@ static void plan_open(struct scheduler *s, struct step *step, struct sequence *s
     queue_remove(&s->queue, seq);
     sequence_start(seq, s->slots[--s->slots_count],
                    admission_pages(&s->config, seq->prompt_count, &seq->sampling));
-    DL_APPEND(s->prefill, seq);
+    seq->next = NULL;
+    s->prefill = seq;
     s->running++;
     prefix_lock(&s->tree, place->page);
     prefix_path(&s->tree, place->page, place->depth, seq->pages);
@@ -229,7 +231,7 @@ static bool plan_match(struct scheduler *s, struct sequence *seq, uint64_t step,
 static void plan_start(struct scheduler *s, struct step *step, uint32_t *left, int64_t now_us)
 {
     const struct proto_step *m = &step->out.message;
-    struct sequence *seq, *skipped = NULL, *next;
+    struct sequence *seq, *skipped = NULL;
     uint64_t opened = 0;
 
     if (*left && !s->slots_count && s->queue.count && !s->retracted)
@@ -241,7 +243,8 @@ static void plan_start(struct scheduler *s, struct step *step, uint32_t *left, i
 
         if (!plan_match(s, seq, m->step, &place)) {
             queue_remove(&s->queue, seq);
-            DL_APPEND(skipped, seq);
+            seq->next = skipped;
+            skipped = seq;
             continue;
         }
         if (!scores_room(step, seq, place.depth * s->config.page_size))
@@ -257,27 +260,24 @@ static void plan_start(struct scheduler *s, struct step *step, uint32_t *left, i
         if (!starts)
             break;
         plan_open(s, step, seq, &place, now_us);
-        (void)plan_chunk(s, step, seq, left);
+        if (!plan_chunk(s, step, seq, left))
+            break;
     }
-    DL_FOREACH_SAFE(skipped, seq, next)
-    {
-        DL_DELETE(skipped, seq);
+    while ((seq = skipped)) {
+        skipped = seq->next;
         queue_insert(&s->queue, seq);
     }
 }
 
-/* Prompts that have begun; true when all are done. Pages of those that are paused come before the
- * row is planned, as a sequence has one row a step; the prompt's own may be what is paused. */
-static bool plan_prompts(struct scheduler *s, struct step *step, uint32_t *left)
+/* The prompt that has begun. Sequences that are paused give way before its row is planned, as there
+ * is one row a step: it may be one of them itself. */
+static bool plan_prefill(struct scheduler *s, struct step *step, uint32_t *left)
 {
-    while (s->prefill && *left) {
-        if (tokens_room(s, s->prefill) < chunk_wanted(step, s->prefill, *left) && !s->retracted &&
-            memory_retract_paused(s))
-            continue;
-        if (!plan_chunk(s, step, s->prefill, left))
-            return false;
-    }
-    return !s->prefill;
+    while (s->prefill && !s->retracted &&
+           tokens_room(s, s->prefill) < chunk_wanted(step, s->prefill, *left) &&
+           memory_retract_paused(s))
+        continue;
+    return !s->prefill || plan_chunk(s, step, s->prefill, left);
 }
 
 static void plan_rows(struct scheduler *s, struct step *step, int64_t now_us)
@@ -286,7 +286,7 @@ static void plan_rows(struct scheduler *s, struct step *step, int64_t now_us)
 
     if (left > s->prefill_tokens_max)
         left = s->prefill_tokens_max;
-    if (plan_prompts(s, step, &left))
+    if (plan_prefill(s, step, &left))
         plan_start(s, step, &left, now_us);
 }
 
