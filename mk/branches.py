@@ -33,7 +33,7 @@ def main():
             counts = [branch["count"] for branch in line["branches"]]
             if APART.search(text[number - 1]):
                 row[4] += len(counts)
-                continue
+                counts = []
             row[0] += 1
             row[1] += line["count"] > 0
             row[2] += len(counts)
