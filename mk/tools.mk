@@ -6,7 +6,7 @@ FORMAT_SRC := $(filter-out %_tables.c,$(wildcard $(foreach d,common proto kernel
 	tests/fuzz tests/golden tests/integration tests/bench tests/kernels tests/sim,$(foreach e,c h cc,$(d)/*.$(e)))))
 TIDY_SRC := $(filter %.c,$(filter-out tests/% kernels/cuda/%,$(FORMAT_SRC)))
 
-.PHONY: help format format-check lint lint-deps cover
+.PHONY: help format format-check lint lint-deps cover cover-core
 help:
 	@echo "Targets (variables: VARIANT=release|debug|asan|ubsan|tsan, V=1, O=build, PREFIX=/usr/local):"
 	@printf '  %-14s %s\n' \
@@ -24,6 +24,7 @@ help:
 	  format-check "are all sources formatted?" \
 	  lint "format-check and clang-tidy" \
 	  cover "line coverage of the unit tests" \
+	  cover-core "branches of the scheduler's core that its tests and the simulator take" \
 	  install "to PREFIX (DESTDIR is honoured); uninstall" \
 	  bundle "relocatable folder with its libraries: $(O)/bundle" \
 	  dist "source archive" \
@@ -58,3 +59,17 @@ cover:
 	$(Q)$(MAKE) --no-print-directory O=$(O)/cover VARIANT=debug CFLAGS=--coverage CXXFLAGS=--coverage \
 		LDFLAGS=--coverage test-unit
 	$(Q)gcovr -r . --object-directory $(O)/cover -e tests/ --gcov-ignore-parse-errors
+
+# Of the core alone: what takes part in no decision of a step is left to `make cover`. -DNDEBUG: what
+# can not be is no branch.
+CORE_SRC := $(patsubst %,services/scheduler/%.c,admission apply core memory pages plan policies \
+	policy_fcfs policy_lpm policy_priority prefix recover sequence)
+CORE_COVER := $(O)/cover-core/debug
+CORE_TESTS := $(patsubst %,$(CORE_COVER)/tests/unit/scheduler/test_%,core pause prefix scores sharing)
+cover-core:
+	$(Q)$(MAKE) --no-print-directory O=$(O)/cover-core VARIANT=debug CFLAGS='--coverage -DNDEBUG' \
+		LDFLAGS=--coverage $(CORE_TESTS) $(CORE_COVER)/tests/sim
+	$(Q)find $(CORE_COVER) -name '*.gcda' -delete
+	$(Q)BUILD=$(CORE_COVER) mk/run-unit.sh $(CORE_TESTS)
+	$(Q)$(CORE_COVER)/tests/sim 1 2000
+	$(Q)python3 mk/branches.py $(CORE_COVER)/obj $(CORE_SRC)

@@ -249,7 +249,7 @@ void scheduler_release(struct scheduler *s, struct sequence *seq)
 static void batch_remove(struct scheduler *s, struct sequence *seq)
 {
     if (seq->state == SEQUENCE_PREFILL)
-        DL_DELETE(s->prefill, seq);
+        s->prefill = NULL;
     else
         DL_DELETE(s->decode, seq);
     s->running--;

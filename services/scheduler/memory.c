@@ -224,7 +224,7 @@ bool memory_preempt(struct scheduler *s, const struct sequence *seq)
     struct sequence *victim = cheapest_running(s);
 
     if (!victim) /* the only one that runs may be less urgent too */
-        victim = s->prefill ? s->prefill : s->decode;
+        victim = s->decode;
     if (!victim || victim->planned >= victim->sampling.max_tokens ||
         victim->priority >= seq->priority ||
         seq->priority - victim->priority <= s->config.preempt_above)

@@ -98,27 +98,34 @@ static uint32_t plan_decode(struct scheduler *s, struct step *step)
 }
 
 /* Most tokens of seq that pages are there for. */
-static uint32_t tokens_room(const struct scheduler *s, const struct sequence *seq)
+static uint64_t tokens_room(const struct scheduler *s, const struct sequence *seq)
 {
     uint64_t pages = (uint64_t)seq->pages_count + memory_available(s);
-    uint64_t tokens = pages * s->config.page_size - seq->computed;
 
-    return tokens < UINT32_MAX ? (uint32_t)tokens : UINT32_MAX;
+    return pages * s->config.page_size - seq->computed;
 }
 
-/* Plans as much of a prompt as is left of the budget; false when there is no page for any of it. */
-static bool plan_chunk(struct scheduler *s, struct step *step, struct sequence *seq, uint32_t *left)
+/* Tokens of seq that its next chunk holds if there are pages for them. */
+static uint32_t chunk_wanted(const struct step *step, const struct sequence *seq, uint32_t left)
 {
     uint32_t count = sequence_pending(seq);
-    uint32_t room = tokens_room(s, seq), scores = scores_room(step, seq, seq->computed);
+    uint32_t scores = scores_room(step, seq, seq->computed);
+
+    if (count > left)
+        count = left;
+    return count < scores ? count : scores;
+}
+
+/* Plans as much of a prompt as is left of the budget, in one row. False: it is not done; nothing of
+ * a step goes past it then. */
+static bool plan_chunk(struct scheduler *s, struct step *step, struct sequence *seq, uint32_t *left)
+{
+    uint32_t count = chunk_wanted(step, seq, *left);
+    uint64_t room = tokens_room(s, seq);
     bool last;
 
-    if (*left > scores)
-        *left = scores; /* nothing of a step goes past a prompt that is cut */
-    if (count > *left)
-        count = *left;
     if (count > room)
-        count = room;
+        count = (uint32_t)room;
     if (count == 0)
         return false;
     last = count == sequence_pending(seq);
@@ -126,11 +133,11 @@ static bool plan_chunk(struct scheduler *s, struct step *step, struct sequence *
     memory_share(s, seq, step->out.message.step);
     *left -= count;
     if (last) {
-        DL_DELETE(s->prefill, seq);
+        s->prefill = NULL;
         DL_APPEND(s->decode, seq);
         seq->state = SEQUENCE_DECODE;
     }
-    return true;
+    return last;
 }
 
 /* Whether pages that this very step computes for others are worth waiting for: one step of delay
@@ -173,7 +180,8 @@ static void plan_open(struct scheduler *s, struct step *step, struct sequence *s
     queue_remove(&s->queue, seq);
     sequence_start(seq, s->slots[--s->slots_count],
                    admission_pages(&s->config, seq->prompt_count, &seq->sampling));
-    DL_APPEND(s->prefill, seq);
+    seq->next = NULL;
+    s->prefill = seq;
     s->running++;
     prefix_lock(&s->tree, place->page);
     prefix_path(&s->tree, place->page, place->depth, seq->pages);
@@ -223,7 +231,7 @@ static bool plan_match(struct scheduler *s, struct sequence *seq, uint64_t step,
 static void plan_start(struct scheduler *s, struct step *step, uint32_t *left, int64_t now_us)
 {
     const struct proto_step *m = &step->out.message;
-    struct sequence *seq, *skipped = NULL, *next;
+    struct sequence *seq, *skipped = NULL;
     uint64_t opened = 0;
 
     if (*left && !s->slots_count && s->queue.count && !s->retracted)
@@ -235,7 +243,8 @@ static void plan_start(struct scheduler *s, struct step *step, uint32_t *left, i
 
         if (!plan_match(s, seq, m->step, &place)) {
             queue_remove(&s->queue, seq);
-            DL_APPEND(skipped, seq);
+            seq->next = skipped;
+            skipped = seq;
             continue;
         }
         if (!scores_room(step, seq, place.depth * s->config.page_size))
@@ -251,26 +260,33 @@ static void plan_start(struct scheduler *s, struct step *step, uint32_t *left, i
         if (!starts)
             break;
         plan_open(s, step, seq, &place, now_us);
-        (void)plan_chunk(s, step, seq, left);
+        if (!plan_chunk(s, step, seq, left))
+            break;
     }
-    DL_FOREACH_SAFE(skipped, seq, next)
-    {
-        DL_DELETE(skipped, seq);
+    while ((seq = skipped)) {
+        skipped = seq->next;
         queue_insert(&s->queue, seq);
     }
+}
+
+/* The prompt that has begun. Sequences that are paused give way before its row is planned, as there
+ * is one row a step: it may be one of them itself. */
+static bool plan_prefill(struct scheduler *s, struct step *step, uint32_t *left)
+{
+    while (s->prefill && !s->retracted &&
+           tokens_room(s, s->prefill) < chunk_wanted(step, s->prefill, *left) &&
+           memory_retract_paused(s))
+        continue;
+    return !s->prefill || plan_chunk(s, step, s->prefill, left);
 }
 
 static void plan_rows(struct scheduler *s, struct step *step, int64_t now_us)
 {
     uint32_t left = s->tokens_max - plan_decode(s, step);
-    bool stuck = false;
 
     if (left > s->prefill_tokens_max)
         left = s->prefill_tokens_max;
-    while (s->prefill && left && !stuck) /* a prompt that is not done leaves nothing */
-        stuck = !plan_chunk(s, step, s->prefill, &left) &&
-                (!left || s->retracted || !memory_retract_paused(s));
-    if (!stuck)
+    if (plan_prefill(s, step, &left))
         plan_start(s, step, &left, now_us);
 }
 

@@ -33,10 +33,9 @@ void queue_insert(struct queue *q, struct sequence *seq)
         back = back->prev;
         front = front->next;
     }
-    if (!back || sequence_before(back, seq))
-        DL_APPEND_ELEM(q->list, back, seq); /* NULL: the first */
-    else
-        DL_PREPEND_ELEM(q->list, front, seq);
+    if (back && sequence_before(back, seq))
+        front = back->next;
+    DL_PREPEND_ELEM(q->list, front, seq); /* NULL: the last */
 }
 
 void queue_remove(struct queue *q, struct sequence *seq)

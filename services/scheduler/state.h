@@ -22,9 +22,9 @@ struct scheduler {
     const struct policy *policy;
     struct queue queue;
     struct sequence *by_key;  /* all that have not ended */
-    struct sequence *prefill; /* in the order in which they started */
-    struct sequence *decode;
-    struct sequence *parked; /* waiting and paused: not in the queue */
+    struct sequence *prefill; /* the one whose prompt is not done: a list of one, or NULL */
+    struct sequence *decode;  /* in the order in which their prompts were done */
+    struct sequence *parked;  /* waiting and paused: not in the queue */
     uint32_t parked_count;
     uint32_t running;       /* in either of the two */
     uint32_t retracted;     /* in none: they wait for the steps that have a row of them */

@@ -181,6 +181,11 @@ bool audit_decodes(const struct sim *m, uint32_t request)
     return false;
 }
 
+uint64_t audit_preemptions(const struct sim *m)
+{
+    return m->core->preemptions;
+}
+
 uint32_t audit_available(const struct sim *m)
 {
     struct scheduler_stats stats;

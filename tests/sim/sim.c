@@ -127,7 +127,7 @@ static void event_to_client(struct sim *m, uint32_t owner)
 
 static void event_plan(struct sim *m)
 {
-    uint64_t first = audit_first(m);
+    uint64_t first = audit_first(m), preemptions = audit_preemptions(m);
     const struct scheduler_step *step = scheduler_plan(m->core, m->now_us);
     struct letter letter = {.kind = LETTER_STEP};
 
@@ -139,7 +139,7 @@ static void event_plan(struct sim *m)
     CHECK(m, !m->lost && m->planned - m->applied < m->config.steps_in_flight_max);
     CHECK(m, step->message.step == m->planned + 1);
     audit_plan(m, &step->message, first);
-    worker_planned(m, &step->message);
+    worker_planned(m, &step->message, audit_preemptions(m) > preemptions);
     letter.step = ++m->planned;
     link_send(m, &m->to_worker, &letter);
 }

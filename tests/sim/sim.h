@@ -191,7 +191,7 @@ void client_restart(struct sim *m);
 void group_lost(struct sim *m);
 void group_joined(struct sim *m);
 
-void worker_planned(struct sim *m, const struct proto_step *step);
+void worker_planned(struct sim *m, const struct proto_step *step, bool retracted);
 void worker_compute(struct sim *m, uint64_t step);
 
 void audit(struct sim *m);
@@ -205,5 +205,8 @@ bool audit_all_paused(const struct sim *m);
 bool audit_has_slot(const struct sim *m, uint32_t request);
 bool audit_decodes(const struct sim *m, uint32_t request);
 uint32_t audit_available(const struct sim *m);
+
+/* Sequences retracted so far. */
+uint64_t audit_preemptions(const struct sim *m);
 
 #endif

@@ -338,6 +338,69 @@ static void test_longest_prompt(void **state)
     scheduler_free(&s);
 }
 
+/* With tokens that it had elsewhere it can be more than a step holds: it is cut after all. */
+static void test_longer_than_a_step(void **state)
+{
+    struct scheduler_config c = config_default();
+    const struct proto_sampling sampling = sampling_default(2);
+    const uint32_t token = 100;
+    struct scheduler_request r = {
+        .owner = 1, .id = 1, .sampling = &sampling, .resumed = &token, .resumed_count = 1};
+    const struct scheduler_step *step;
+    struct err err = {0};
+    struct scheduler *s;
+    uint32_t count;
+
+    (void)state;
+    c.context_length = 16777216;
+    c.num_pages = 4194304;
+    c.prefill_tokens_max = -1;
+    s = make(&c);
+    r.prompt_count = 1048576;
+    r.prompt = mem_array(r.prompt_count, sizeof *r.prompt);
+    assert_int_equal(scheduler_admit(s, &r, 0, NULL, &err), 0);
+    free((void *)(uintptr_t)r.prompt);
+    step = scheduler_plan(s, 0);
+    assert_non_null(step);
+    assert_int_equal(step->message.rows[0].count, 1048576);
+    assert_false(step->message.rows[0].sample);
+    (void)apply(s, step, 100, &count);
+    step = scheduler_plan(s, 0);
+    assert_int_equal(step->message.rows[0].count, 1);
+    assert_int_equal(apply(s, step, 100, &count)->token.index, 1);
+    assert_idle(s);
+    scheduler_free(&s);
+}
+
+/* Who has had all tokens that it may get has nothing to come here for. */
+static void test_resumed_all(void **state)
+{
+    static const uint32_t ids[9];
+    struct scheduler_config c = config_default();
+    const struct proto_sampling sampling = sampling_default(5);
+    struct scheduler_request r = {.owner = 1,
+                                  .prompt = ids,
+                                  .prompt_count = 9,
+                                  .sampling = &sampling,
+                                  .resumed = ids,
+                                  .resumed_count = 5};
+    struct scheduler *s = make(&c);
+    struct scheduler_refusal refusal;
+    struct err err = {0};
+
+    (void)state;
+    assert_int_equal(scheduler_admit(s, &r, 0, &refusal, &err), ERR_LIMIT);
+    assert_string_equal(refusal.param, "resumed");
+    assert_string_equal(refusal.code, "context_length_exceeded");
+    assert_string_equal(err.msg, "5 tokens came already, there is room for 5");
+    r.resumed_count = 4;
+    assert_int_equal(scheduler_admit(s, &r, 0, &refusal, &err), 0);
+    assert_string_equal(refusal.code, "");
+    assert_int_equal(turn(s, 100).index, 4);
+    assert_idle(s);
+    scheduler_free(&s);
+}
+
 static void test_pool_bounds(void **state)
 {
     struct scheduler_config c = config_default();
@@ -698,6 +761,8 @@ int main(void)
         cmocka_unit_test(test_whole_prompts),
         cmocka_unit_test(test_context_bounds),
         cmocka_unit_test(test_longest_prompt),
+        cmocka_unit_test(test_longer_than_a_step),
+        cmocka_unit_test(test_resumed_all),
         cmocka_unit_test(test_pool_bounds),
         cmocka_unit_test(test_fcfs_holds_the_line),
         cmocka_unit_test(test_queue_bound),

@@ -10,14 +10,14 @@
 
 #include <cmocka.h>
 
-static struct scheduler *make(uint32_t slots_max, uint32_t num_pages)
+static struct scheduler *make_chunked(uint32_t slots_max, uint32_t num_pages, int32_t chunk)
 {
     const struct scheduler_config c = {
         .slots_max = slots_max,
         .queued_max = 2,
         .page_size = 4,
         .num_pages = num_pages,
-        .prefill_tokens_max = 4,
+        .prefill_tokens_max = chunk,
         .context_length = 64,
         .vocab_size = 100,
         .steps_in_flight_max = 1,
@@ -27,6 +27,11 @@ static struct scheduler *make(uint32_t slots_max, uint32_t num_pages)
 
     assert_int_equal(scheduler_new(&c, &s, NULL), 0);
     return s;
+}
+
+static struct scheduler *make(uint32_t slots_max, uint32_t num_pages)
+{
+    return make_chunked(slots_max, num_pages, 4);
 }
 
 static int admit(struct scheduler *s, uint64_t id, uint32_t prompt_count, uint32_t max_tokens)
@@ -51,20 +56,25 @@ static void set(struct scheduler *s, uint64_t id, bool paused)
     assert_int_equal(scheduler_pause(s, 1, id, paused), 0);
 }
 
-/* One step; bit i: sequence i got a token. */
+/* One step, with a row a sequence at most; bit i: sequence i got a token. */
 static uint64_t turn(struct scheduler *s)
 {
     const struct scheduler_step *step = scheduler_plan(s, 0);
     struct proto_sampled results[8];
     const struct scheduler_output *out;
     uint32_t n = 0, count;
-    uint64_t got = 0;
+    uint64_t got = 0, slots = 0;
 
     if (!step)
         return 0;
-    for (uint32_t i = 0; i < step->message.rows_count; i++)
-        if (step->message.rows[i].sample)
-            results[n++] = (struct proto_sampled){.slot = step->message.rows[i].slot, .id = 5};
+    for (uint32_t i = 0; i < step->message.rows_count; i++) {
+        const struct proto_row *row = &step->message.rows[i];
+
+        assert_false(slots >> row->slot & 1);
+        slots |= UINT64_C(1) << row->slot;
+        if (row->sample)
+            results[n++] = (struct proto_sampled){.slot = row->slot, .id = 5};
+    }
     assert_int_equal(scheduler_apply(s, step->message.step, results, n, &out, &count, NULL), 0);
     for (uint32_t i = 0; i < count; i++)
         got |= UINT64_C(1) << out[i].token.sid;
@@ -183,6 +193,27 @@ static void test_stuck_prompt(void **state)
     scheduler_free(&s);
 }
 
+/* The same where there are pages for a part of the chunk: that is one row, not two. */
+static void test_short_prompt(void **state)
+{
+    struct scheduler *s = make_chunked(2, 8, 5);
+
+    (void)state;
+    assert_int_equal(admit(s, 1, 1, 31), 0);
+    assert_int_equal(turn(s), 1 << 1);
+    assert_int_equal(admit(s, 2, 27, 1), 0);
+    for (int i = 0; i < 4; i++)
+        assert_int_equal(turn(s), 1 << 1);
+    assert_int_equal(stats(s).prompt_tokens, 1 + 20);
+    assert_int_equal(stats(s).pages_free, 1); /* of the two that five more tokens take */
+    set(s, 1, true);
+    assert_int_equal(turn(s), 0);
+    assert_int_equal(stats(s).prompt_tokens, 1 + 25);
+    assert_int_equal(stats(s).preemptions, 1);
+    assert_int_equal(turn(s), 1 << 2);
+    scheduler_free(&s);
+}
+
 /* Those that are paused do not fill the queue, but there is a bound. */
 static void test_queue(void **state)
 {
@@ -205,7 +236,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_no_rows),      cmocka_unit_test(test_prompts),
         cmocka_unit_test(test_slots),        cmocka_unit_test(test_pages),
-        cmocka_unit_test(test_stuck_prompt), cmocka_unit_test(test_queue),
+        cmocka_unit_test(test_stuck_prompt), cmocka_unit_test(test_short_prompt),
+        cmocka_unit_test(test_queue),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

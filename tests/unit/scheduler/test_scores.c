@@ -203,6 +203,36 @@ static void test_bound(void **state)
     scheduler_free(&s);
 }
 
+/* A prompt that takes all scores of a step to its end: another one with scores starts with the
+ * next, and those behind it stay behind it. */
+static void test_bound_reached(void **state)
+{
+    struct scheduler_config c = config_default();
+    const struct scheduler_step *step;
+    struct seen seen = {.next = {0, 1, 1}};
+    struct scheduler *s;
+
+    (void)state;
+    c.prefill_tokens_max = -1;
+    s = make(&c);
+    admit(s, 1, STEP_MAX + 1, 2, true);
+    admit(s, 2, 300, 2, true);
+    admit(s, 3, 300, 2, false);
+    step = scheduler_plan(s, 0);
+    assert_int_equal(step->message.opened_count, 1);
+    assert_int_equal(step->message.rows[0].count, STEP_MAX + 1);
+    assert_int_equal(step->message.scores[0].count, STEP_MAX);
+    apply(s, &step->message, &seen);
+    step = scheduler_plan(s, 0);
+    assert_int_equal(step->message.opened_count, 2);
+    apply(s, &step->message, &seen);
+    run(s, &seen);
+    assert_int_equal(seen.next[1], STEP_MAX + 1);
+    assert_int_equal(seen.next[2], 300);
+    assert_int_equal(seen.tokens[1] + seen.tokens[2] + seen.tokens[3], 6);
+    scheduler_free(&s);
+}
+
 /* Retracted ones are computed again and scored no more than once. */
 static void test_pressure(void **state)
 {
@@ -397,11 +427,12 @@ static void test_fewer_pages(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_chunks),        cmocka_unit_test(test_cache),
-        cmocka_unit_test(test_bound),         cmocka_unit_test(test_pressure),
-        cmocka_unit_test(test_half_a_prompt), cmocka_unit_test(test_refusals),
-        cmocka_unit_test(test_bad_results),   cmocka_unit_test(test_ranks_lost),
-        cmocka_unit_test(test_resumed),       cmocka_unit_test(test_fewer_pages),
+        cmocka_unit_test(test_chunks),      cmocka_unit_test(test_cache),
+        cmocka_unit_test(test_bound),       cmocka_unit_test(test_bound_reached),
+        cmocka_unit_test(test_pressure),    cmocka_unit_test(test_half_a_prompt),
+        cmocka_unit_test(test_refusals),    cmocka_unit_test(test_bad_results),
+        cmocka_unit_test(test_ranks_lost),  cmocka_unit_test(test_resumed),
+        cmocka_unit_test(test_fewer_pages),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
