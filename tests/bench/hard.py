@@ -16,6 +16,7 @@ import collections
 import concurrent.futures
 import contextlib
 import errno
+import errno
 import http.client
 import json
 import os
@@ -34,8 +35,6 @@ import time
 
 import chaos
 from chaos import REPO, now
-
-PAGE_MIB = resource.getpagesize() / 1048576
 
 
 class Server(chaos.Server):
@@ -473,7 +472,7 @@ def log(o, failures):
 # ---- stop ----
 
 def stop(o, failures):
-    """SIGSTOP under streams, SIGCONT if they are still there; each twice, one of two replicas or all."""
+    """SIGSTOP under streams; SIGCONT, should anybody still be there to get it."""
     result = {}
     with Server(o, "--tp", 2, "--null-step-us", 5000) as server:
         server.wait_ready()
