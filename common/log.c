@@ -4,8 +4,10 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdarg.h>
+#include <stdatomic.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <string.h>
@@ -13,13 +15,15 @@
 #include <time.h>
 #include <unistd.h>
 
-#define LOG_LINE_MAX 4096
+#define LOG_LINE_MAX 4096 /* PIPE_BUF: what a pipe with room takes as a whole */
+#define LOG_WAIT_MS 100
 
 /* A signal handler may change the level while any thread logs. */
 static _Atomic enum log_level level_min = LOG_INFO;
 static enum log_level level_asked = LOG_INFO;
 static const char *process_name = "phalanx";
 static bool in_terminal;
+static _Atomic unsigned lines_lost; /* since the last one that was written */
 
 static bool terminal_open(void)
 {
@@ -70,6 +74,15 @@ static struct iovec piece(const char *text)
     return (struct iovec){(void *)(uintptr_t)text, strlen(text)};
 }
 
+/* A reader that stands still (a paused pager, a stuck collector) must not stop who logs: it is
+ * waited for once and briefly, then lines are lost until there is room again. */
+static bool log_has_room(void)
+{
+    struct pollfd out = {STDERR_FILENO, POLLOUT, 0};
+
+    return poll(&out, 1, lines_lost ? 0 : LOG_WAIT_MS) > 0;
+}
+
 /* Only what a signal handler may call: no formatting, no time. */
 static void on_hup(int number, siginfo_t *info, void *context)
 {
@@ -90,7 +103,10 @@ static void on_hup(int number, siginfo_t *info, void *context)
     line[1] = piece(": log level ");
     line[2] = piece(log_level_name(level_min));
     line[3] = piece("\n");
-    (void)!writev(STDERR_FILENO, line, 4);
+    if (log_has_room())
+        (void)!writev(STDERR_FILENO, line, 4);
+    else
+        lines_lost++;
     errno = saved;
 }
 
@@ -107,8 +123,19 @@ void log_follow_sighup(void)
     (void)sigprocmask(SIG_UNBLOCK, &hup, NULL); /* the launcher's children begin with it blocked */
 }
 
+static void say_lost(unsigned lines)
+{
+    char line[128];
+    int n = snprintf(line, sizeof line, "%.64s: %u lines lost, nobody took them\n", process_name,
+                     lines);
+
+    if (write(STDERR_FILENO, line, (size_t)n) < 0)
+        return; /* neither will the next line */
+}
+
 static void log_write(char *line, size_t from, int n)
 {
+    unsigned lost;
     size_t len = n < 0 ? from : from + (size_t)n;
 
     if (len > LOG_LINE_MAX - 2)
@@ -117,6 +144,13 @@ static void log_write(char *line, size_t from, int n)
         if ((unsigned char)line[i] < 0x20 || line[i] == 0x7f)
             line[i] = '?';
     line[len] = '\n';
+    if (!log_has_room()) {
+        lines_lost++;
+        return;
+    }
+    lost = atomic_exchange(&lines_lost, 0);
+    if (lost)
+        say_lost(lost);
     if (write(STDERR_FILENO, line, len + 1) < 0)
         return; /* nowhere left to say so */
 }

@@ -1,6 +1,7 @@
 /* Log lines on stderr: one line each, key=value, e.g.
  *   2026-01-02T03:04:05.678Z INFO scheduler-0 step=12 rows=4 "decode stalled"
- * Messages are written with one write(2), so lines of several processes never mix. */
+ * Messages are written with one write(2), so lines of several processes never mix. Lines that
+ * nobody takes are lost, and the next one that is taken says how many. */
 #ifndef PHALANX_COMMON_LOG_H
 #define PHALANX_COMMON_LOG_H
 

@@ -52,7 +52,8 @@ void options_conf(char who, const char *program, struct buf *out);
 
 /* What every main.c starts with: parses, prints --help, --version and (with the hidden --man and
  * --conf) the man page or options_conf and exits 0; prints an error line and exits 2; sets the log
- * level, which in services follows SIGHUP; ignores SIGPIPE. */
+ * level, which in services follows SIGHUP; ignores SIGPIPE; opens standard files that are closed.
+ */
 void options_main(struct options *o, char who, const char *program, const char *summary, int argc,
                   char *const *argv);
 

@@ -4,10 +4,12 @@
 #include "common/options_table.h"
 
 #include <ctype.h>
+#include <fcntl.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #define HELP_COLUMN 34
 #define HELP_WIDTH 100
@@ -223,6 +225,19 @@ static enum log_level log_level_of(const char *text)
     return LOG_INFO;
 }
 
+/* A program may be started with some of its standard files closed; what it opens next would get
+ * their numbers, and log lines with them. */
+static void standard_files_open(void)
+{
+    int fd;
+
+    do
+        fd = open("/dev/null", O_RDWR);
+    while (fd >= 0 && fd <= STDERR_FILENO);
+    if (fd >= 0)
+        (void)close(fd);
+}
+
 void options_main(struct options *o, char who, const char *program, const char *summary, int argc,
                   char *const *argv)
 {
@@ -231,6 +246,7 @@ void options_main(struct options *o, char who, const char *program, const char *
     const char *name;
 
     (void)signal(SIGPIPE, SIG_IGN);
+    standard_files_open();
     if (argc == 2 && strcmp(argv[1], "--man") == 0) {
         options_man(who, program, summary, &text);
         print_and_exit(&text);

@@ -245,11 +245,11 @@ bool runner_stop(struct runner *r, int wait_ms)
     struct timespec until;
 
     mailbox_close(r->in);
-    (void)clock_gettime(CLOCK_REALTIME, &until);
+    (void)clock_gettime(CLOCK_MONOTONIC, &until);
     until.tv_nsec += (long)wait_ms * 1000000;
     until.tv_sec += until.tv_nsec / 1000000000;
     until.tv_nsec %= 1000000000;
-    if (pthread_timedjoin_np(r->thread, NULL, &until))
+    if (pthread_clockjoin_np(r->thread, NULL, CLOCK_MONOTONIC, &until))
         return false;
     r->kind->free(&r->engine);
     buf_fini(&r->gathered);

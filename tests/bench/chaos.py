@@ -46,7 +46,7 @@ def now():
 
 
 class Server:
-    def __init__(self, binaries, args):
+    def __init__(self, binaries, args, **how):
         with socket.socket() as s:
             s.bind(("127.0.0.1", 0))
             self.port = s.getsockname()[1]
@@ -56,7 +56,7 @@ class Server:
             self.process = subprocess.Popen(
                 [binaries / "phalanx", "serve", "--model-path", DEMO, "--port", str(self.port),
                  "--run-dir", self.dir.name + "/run", *map(str, args)],
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+                **{"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log, **how})
 
     def log(self):
         return self.log_path.read_text(errors="replace")

@@ -119,12 +119,42 @@ static void test_long(void **state)
     assert_int_equal(strcspn(text, "\n"), strlen(text) - 1);
 }
 
+/* Nobody reads: the writer goes on, and says later how many lines that were. */
+static void test_full_pipe(void **state)
+{
+    static char taken[1 << 20];
+    ssize_t n;
+    int ends[2];
+
+    (void)state;
+    log_init("scheduler-0", LOG_INFO);
+    assert_int_equal(pipe(ends), 0);
+    saved = dup(STDERR_FILENO);
+    assert_true(dup2(ends[1], STDERR_FILENO) >= 0);
+    for (int i = 0; i < 20000; i++)
+        log_say("line %d", i);
+    (void)fcntl(ends[0], F_SETFL, O_NONBLOCK);
+    while (read(ends[0], taken, sizeof taken) > 0)
+        continue;
+    log_say("room");
+    n = read(ends[0], taken, sizeof taken - 1);
+    (void)dup2(saved, STDERR_FILENO);
+    (void)close(saved);
+    (void)close(ends[0]);
+    (void)close(ends[1]);
+    assert_true(n > 0);
+    taken[n] = '\0';
+    assert_memory_equal(taken, "scheduler-0: ", 13);
+    assert_in_range(atoi(taken + 13), 1, 19999);
+    assert_non_null(strstr(taken, " lines lost, nobody took them\nroom\n"));
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_line),           cmocka_unit_test(test_level),
         cmocka_unit_test(test_long),           cmocka_unit_test(test_hup),
-        cmocka_unit_test(test_hup_is_ignored),
+        cmocka_unit_test(test_hup_is_ignored), cmocka_unit_test(test_full_pipe),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
