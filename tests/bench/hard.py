@@ -510,7 +510,7 @@ def main():
     p.add_argument("--bin", type=pathlib.Path, default=REPO / "build/release/bin")
     p.add_argument("--tests", type=pathlib.Path, default=REPO / "build/release/tests")
     p.add_argument("args", nargs="*", help="further ones for phalanx serve, after --")
-    o = p.parse_args()
+    o = p.parse_intermixed_args()
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     failures = []
