@@ -177,14 +177,15 @@ def request(path, body, *fields, chunked=False):
 # ---- disconnect ----
 
 CHAT = [{"role": "user", "content": "hi"}]
+# With a seed an answer is always as long.
 REQUESTS = [
-    request("/v1/completions", {"prompt": "hi", "max_tokens": 40, "stream": True}),
-    request("/v1/completions", {"prompt": ["a", "b"], "n": 2, "max_tokens": 30}),
-    request("/v1/chat/completions", {"messages": CHAT, "max_tokens": 40, "stream": True}, chunked=True),
-    request("/generate", {"text": "hi", "stream": True, "sampling_params": {"max_new_tokens": 40}}),
-    request("/v1/completions", {"prompt": "long " * 2000, "max_tokens": 8, "stream": True},
+    request("/v1/completions", {"prompt": "hi", "max_tokens": 40, "stream": True, "seed": 1}),
+    request("/v1/completions", {"prompt": ["a", "b"], "n": 2, "max_tokens": 30, "seed": 1}),
+    request("/v1/chat/completions", {"messages": CHAT, "max_tokens": 40, "stream": True, "seed": 1}, chunked=True),
+    request("/generate", {"text": "hi", "stream": True, "sampling_params": {"max_new_tokens": 40, "sampling_seed": 1}}),
+    request("/v1/completions", {"prompt": "long " * 2000, "max_tokens": 8, "stream": True, "seed": 1},
             "Expect: 100-continue"),
-    2 * request("/v1/completions", {"prompt": "two", "max_tokens": 10, "stream": True}),
+    2 * request("/v1/completions", {"prompt": "two", "max_tokens": 10, "stream": True, "seed": 1}),
 ]
 
 
@@ -222,7 +223,7 @@ def disconnect_once(server, i, seed, answers):
                 s.shutdown(socket.SHUT_WR)
         except OSError as e:
             if e.errno not in (errno.ECONNRESET, errno.EPIPE):
-                return "failed: " + (errno.errorcode.get(e.errno) or type(e).__name__)
+                return f"failed: {errno.errorcode.get(e.errno) or type(e).__name__} {left} of {answers[data]}"
     return where
 
 

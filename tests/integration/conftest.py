@@ -14,6 +14,8 @@ import urllib.request
 import pytest
 
 REPO = pathlib.Path(__file__).resolve().parents[2]
+signal.signal(signal.SIGHUP, signal.SIG_DFL) # children inherit it, whatever it was for who runs this
+
 BIN = pathlib.Path(os.environ.get("PHALANX_BIN", REPO / "build/release/bin"))
 DEMO = REPO / "deploy/demo-model"
 SHARED = REPO.parent / "shared"

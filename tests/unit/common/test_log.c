@@ -77,6 +77,7 @@ static void test_hup(void **state)
 {
     (void)state;
     log_init("scheduler-0", LOG_WARN);
+    (void)signal(SIGHUP, SIG_DFL); /* whatever it was for who runs the tests */
     log_follow_sighup();
     capture_begin();
     (void)kill(getpid(), SIGHUP); /* to one's only thread: delivered before it returns */
