@@ -9,6 +9,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#define LEB128_MAX 5 /* bytes of a 32-bit number: seven bits each, the highest last */
+
 /* ---- without sockets ---- */
 
 void call_init(struct call *call, const struct dialect *dialect, const struct params *params,
@@ -71,20 +73,43 @@ static void choice_end(struct call_choice *choice, const struct proto_chunk *chu
         choice->stop_text = proto_strdup(chunk->stop_text);
 }
 
-/* What a tokenizer would need to go on from here. Grows slowly: streams are many and long. */
+/* What a tokenizer would need to go on from here. Streams are many and long: an id takes two or
+ * three bytes, and room grows slowly. */
 static void choice_remember(struct call_choice *choice, const struct proto_chunk *chunk)
 {
-    size_t count = (size_t)choice->seen_count + chunk->ids_count;
+    size_t most = choice->seen_len + (size_t)chunk->ids_count * LEB128_MAX;
 
     choice->text_bytes += chunk->text.len;
     if (!chunk->ids_count)
         return;
-    if (count > choice->seen_cap) {
-        choice->seen_cap = (uint32_t)(count + count / 4 + 8);
-        choice->seen = mem_resize(choice->seen, choice->seen_cap, sizeof *choice->seen);
+    if (most > choice->seen_cap) {
+        choice->seen_cap = (uint32_t)(most + most / 8 + 16);
+        choice->seen = mem_resize(choice->seen, choice->seen_cap, 1);
     }
-    memcpy(choice->seen + choice->seen_count, chunk->ids, chunk->ids_count * sizeof *chunk->ids);
-    choice->seen_count = (uint32_t)count;
+    for (uint32_t i = 0; i < chunk->ids_count; i++) {
+        uint32_t id = chunk->ids[i];
+
+        for (; id >= 0x80; id >>= 7)
+            choice->seen[choice->seen_len++] = (uint8_t)(id | 0x80);
+        choice->seen[choice->seen_len++] = (uint8_t)id;
+    }
+    choice->seen_count += chunk->ids_count;
+}
+
+uint32_t *call_choice_ids(const struct call_choice *choice)
+{
+    uint32_t *ids = mem_array(choice->seen_count ? choice->seen_count : 1, sizeof *ids);
+    const uint8_t *at = choice->seen;
+
+    for (uint32_t i = 0; i < choice->seen_count; i++) {
+        unsigned shift = 0;
+
+        ids[i] = 0;
+        do
+            ids[i] |= (uint32_t)(*at & 0x7f) << shift;
+        while (shift += 7, *at++ & 0x80);
+    }
+    return ids;
 }
 
 static void ids_add(struct buf *ids, const struct proto_chunk *chunk)

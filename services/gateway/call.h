@@ -24,8 +24,8 @@ struct call_choice {
     int64_t stop_id;              /* -1: none */
     char *stop_text;              /* owned; NULL: none */
     int64_t last_us;              /* of its last token; 0: none yet */
-    uint32_t *seen;               /* owned; all its ids since its start, */
-    uint32_t seen_count, seen_cap;
+    uint8_t *seen;                /* owned; all its ids since its start, as LEB128, */
+    uint32_t seen_len, seen_cap, seen_count;
     uint64_t text_bytes; /* and how much text there was */
     bool begun;          /* a first event was written */
     bool held;           /* something is not written yet */
@@ -130,6 +130,8 @@ void call_cancel(struct call *call, const char *why);
 void call_init(struct call *call, const struct dialect *dialect, const struct params *params,
                const char *id, const char *model, const char *fingerprint);
 void call_fini(struct call *call);
+/* The ids that a choice has brought so far, choice->seen_count of them; the caller frees them. */
+uint32_t *call_choice_ids(const struct call_choice *choice);
 void call_choice_add(struct call *call, uint32_t part, const struct proto_chunk *chunk);
 
 #endif

@@ -116,7 +116,8 @@ int call_send(struct call *call, const struct params *params, uint32_t index,
     return part_send(call, index, &g, problem);
 }
 
-/* What the choices of a part have brought so far; choices without anything are left out. */
+/* What the choices of a part have brought so far; choices without anything are left out. The ids
+ * are the caller's to free. */
 static uint32_t resumed_list(const struct call *call, uint32_t index, struct proto_resumed *list)
 {
     uint32_t count = 0;
@@ -128,7 +129,7 @@ static uint32_t resumed_list(const struct call *call, uint32_t index, struct pro
             list[count++] = (struct proto_resumed){.choice = i, .ended = true};
         else if (choice->seen_count || choice->prompt_seen)
             list[count++] = (struct proto_resumed){.choice = i,
-                                                   .ids = choice->seen,
+                                                   .ids = call_choice_ids(choice),
                                                    .ids_count = choice->seen_count,
                                                    .text_bytes = choice->text_bytes,
                                                    .prompt_scored = choice->prompt_seen};
@@ -157,6 +158,8 @@ static int part_resend(struct call *call, uint32_t index, struct problem *proble
         g.replays = part->replays;
         rc = part_send(call, index, &g, problem);
     }
+    for (uint32_t i = 0; i < call->n; i++)
+        free(resumed[i].ids);
     proto_arena_fini(&arena);
     free(resumed);
     return rc;

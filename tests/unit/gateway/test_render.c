@@ -9,6 +9,7 @@
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include <cmocka.h>
@@ -167,7 +168,9 @@ static void test_token_ids(void **state)
  * change what is said of the prompt. */
 static void test_remembered(void **state)
 {
-    uint32_t ids[] = {7, 0, 4294967295u};
+    uint32_t ids[] = {7, 0, 4294967295u, 127, 128, 16383, 16384, 151935, 2097152};
+    enum { COUNT = sizeof ids / sizeof *ids };
+    uint32_t *seen;
     struct call call;
 
     (void)state;
@@ -176,16 +179,18 @@ static void test_remembered(void **state)
         struct proto_chunk chunk = chunk_of(1, "\xc3\xa9", FINISH_NONE);
 
         chunk.ids = ids;
-        chunk.ids_count = 3;
-        chunk.completion_tokens = 3 * (i + 1);
+        chunk.ids_count = COUNT;
+        chunk.completion_tokens = COUNT * (i + 1);
         chunk.cached_tokens = i < 50 ? 1 : 900;
         call_choice_add(&call, 0, &chunk);
     }
     assert_int_equal(call.choices[0].seen_count, 0);
-    assert_int_equal(call.choices[1].seen_count, 300);
+    assert_int_equal(call.choices[1].seen_count, 100 * COUNT);
     assert_int_equal(call.choices[1].text_bytes, 200);
-    for (uint32_t i = 0; i < 300; i++)
-        assert_int_equal(call.choices[1].seen[i], ids[i % 3]);
+    seen = call_choice_ids(&call.choices[1]);
+    for (uint32_t i = 0; i < 100 * COUNT; i++)
+        assert_int_equal(seen[i], ids[i % COUNT]);
+    free(seen);
     assert_int_equal(call.parts[0].cached_tokens, 1);
     call_fini(&call);
 }
