@@ -14,7 +14,7 @@ import subprocess
 import threading
 import time
 
-from conftest import BIN, PATIENCE
+from conftest import BIN, PATIENCE, alive
 
 NETNS = pathlib.Path("/run/netns")
 CLONE_NEWNET = 0x40000000
@@ -205,9 +205,13 @@ class Node:
         return self.process.returncode
 
     def kill(self):
+        """The launcher dies without a word; its children a moment after it."""
         if self.process.poll() is None:
+            children = [pid for role in ("gateway", "tokenizer", "scheduler", "worker")
+                        for pid in self.children(role).values()]
             self.process.kill()
             self.process.wait()
+            wait(lambda: not any(map(alive, children)), 10, lambda: "children of a dead launcher")
 
 
 def wait(true, seconds, why):
