@@ -12,9 +12,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define STOP_GRACE_MS 3500
-#define FAIL_GRACE_MS 1000
-
 enum { EXIT_FAILED = 1 };
 
 struct other {

@@ -20,8 +20,6 @@
 #include <string.h>
 #include <uv.h>
 
-#define STOP_GRACE_MS 3500 /* asked to stop: all gone within 5 s */
-#define FAIL_GRACE_MS 1000 /* a child died: within 2 s */
 #define DRAIN_SAY_MS 500   /* a drain that takes longer is worth a line */
 #define DRAIN_MORE_MS 2000 /* gateways end by themselves after --drain-timeout: so much later */
 

@@ -20,6 +20,10 @@ struct bus_peer;
 #define CHILDREN_MAX 256 /* ranks and their services */
 #define GROUPS_MAX 32    /* replicas */
 
+/* For supervisor_stop. */
+#define STOP_GRACE_MS 3500 /* asked to stop: all gone within 5 s */
+#define FAIL_GRACE_MS 1000 /* a child died: within 2 s */
+
 enum child_role { CHILD_GATEWAY, CHILD_TOKENIZER, CHILD_SCHEDULER, CHILD_WORKER };
 
 struct child {

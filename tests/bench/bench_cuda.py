@@ -242,9 +242,6 @@ def kill_early(server, pattern):
 
 
 def kill_running(server, streams):
-    while any(len(s.times) < 2 and not s.problem for s in streams):
-        time.sleep(0.01)
-    time.sleep(1)
     before = server.log.read_text()
     killed = time.monotonic()
     subprocess.run(["kill", "-9", str(server.rank_pid(1))], check=True)
@@ -268,10 +265,9 @@ def case_kill(binaries, tokenizer, model, tp, when):
         server.wait_ready()
         ids = [(7919 * i) % 150000 for i in range(30000 if when == "prefill" else 1000)]
         streams = [Stream(server.port, ids[i:], 1000, i) for i in range(8)]
-        if when == "prefill":
-            time.sleep(0.3)
-            for s in streams:
-                s.times.extend([0, 0])
+        while when == "decode" and any(len(s.times) < 2 and not s.problem for s in streams):
+            time.sleep(0.01)
+        time.sleep(1 if when == "decode" else 0.3)
         text = kill_running(server, streams)
     status = server.stop()
     time.sleep(0.5)
