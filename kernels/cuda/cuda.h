@@ -63,6 +63,7 @@ struct upload {
 struct gemm_plan {
     uint32_t n, k, m_max, y_stride;
     bool wide, bias;
+    bool skinny;               /* by the kernel of our own, not by algo */
     const struct weight *like; /* a matrix of that shape */
     cublasLtMatmulDesc_t desc;
     cublasLtMatrixLayout_t w, x, y;
@@ -127,6 +128,7 @@ struct device {
     cudaEvent_t finished;
     cublasLtHandle_t blas;
     void *workspace;
+    void *tensor_encode; /* the driver's cuTensorMapEncodeTiled; NULL: no Hopper */
     struct gemm_plan *plans;
     uint32_t plans_count;
     bool plans_noted; /* products take any algorithm: they are to be raced later */
@@ -272,6 +274,9 @@ int gemm_open(struct device *d, struct err *err);
 void gemm_close(struct device *d);
 int gemm(struct device *d, const void *x, uint32_t m, const struct weight *w,
          const struct weight *bias, void *y, uint32_t y_stride, bool wide, struct err *err);
+/* out (m, w->rows / 2) = silu(gate) * up, in one kernel; false: not with this product. */
+bool gemm_silu(struct device *d, const void *x, uint32_t m, const struct weight *w, void *out,
+               uint32_t out_stride, int *rc, struct err *err);
 /* Forgets what was noted (plans_noted) and chooses, for each of those products, an algorithm for
  * every number of rows; from the cache where it has them, by racing them where not. */
 int gemm_tune(struct device *d, const struct ops_warm *warm, struct err *err);

@@ -1,7 +1,9 @@
-/* Matrix products: the matrix-vector kernel for few rows, else cuBLASLt with an algorithm chosen by
- * measuring, once for each shape and range of rows (tune.c). */
+/* Matrix products: the matrix-vector kernel for few rows; on Hopper one of our own for up to
+ * SKINNY_ROWS, where it is ahead; else cuBLASLt with an algorithm chosen by measuring, once for
+ * each shape and range of rows (tune.c). */
 #include "kernels/cuda/gemm.h"
 #include "common/mem.h"
+#include "kernels/cuda/tensor_map.h"
 
 #include <stdlib.h>
 
@@ -20,6 +22,10 @@ int gemm_open(struct device *d, struct err *err)
     if (rc != CUBLAS_STATUS_SUCCESS)
         return blas_fail(d, rc, "opening", 0, 0, 0, err);
     d->plans = mem_array(GEMM_PLANS_MAX, sizeof *d->plans);
+    if (tensor_map_open(d, err))
+        return err ? err->code : ERR_INTERNAL;
+    if (d->tensor_encode && skinny_setup() != cudaSuccess)
+        return cuda_fail(d, cudaGetLastError(), "products", err);
     return cuda_alloc(d, GEMM_WORKSPACE, &d->workspace, "cuBLASLt's workspace", err);
 }
 
@@ -74,8 +80,29 @@ cublasStatus_t plan_describe(const struct device *d, struct gemm_plan *p, uint32
     return rc;
 }
 
-cublasStatus_t plan_run(const struct device *d, const struct gemm_plan *p,
-                        const cublasLtMatmulAlgo_t *algo, const struct product *q)
+bool skinny_suits(const struct device *d, const struct gemm_plan *p, uint32_t m)
+{
+    return d->tensor_encode && m <= SKINNY_ROWS && p->k % 8 == 0 && p->n % 4 == 0 &&
+           p->y_stride % 4 == 0;
+}
+
+cudaError_t skinny_run(const struct device *d, enum gemv_out out, uint32_t n, uint32_t k,
+                       uint32_t y_stride, const struct product *q)
+{
+    const uint64_t w_sizes[] = {k, out == GEMV_SILU ? 2u * n : n}, x_sizes[] = {k, q->m};
+    const uint32_t w_box[] = {64, SKINNY_TILE}, x_box[] = {64, skinny_x_rows(q->m)};
+    struct tensor_map w, x;
+    cudaError_t rc = tensor_map_make(d, &w, q->w, 2, w_sizes, w_box);
+
+    if (rc == cudaSuccess)
+        rc = tensor_map_make(d, &x, q->x, 2, x_sizes, x_box);
+    return rc != cudaSuccess ? rc
+                             : launch_skinny(d->stream, d->type, out, &w.map, &x.map, q->bias, q->y,
+                                             q->m, n, k, y_stride, (uint32_t)d->multiprocessors);
+}
+
+static cublasStatus_t blas_run(const struct device *d, const struct gemm_plan *p,
+                               const cublasLtMatmulAlgo_t *algo, const struct product *q)
 {
     const float one = 1.0f, zero = 0.0f;
     uint64_t cols = q->m;
@@ -92,6 +119,22 @@ cublasStatus_t plan_run(const struct device *d, const struct gemm_plan *p,
         rc = cublasLtMatmul(d->blas, p->desc, &one, q->w, p->w, q->x, p->x, &zero, q->y, p->y, q->y,
                             p->y, algo, d->workspace, GEMM_WORKSPACE, d->stream);
     return rc;
+}
+
+cublasStatus_t plan_run(const struct device *d, const struct gemm_plan *p,
+                        const cublasLtMatmulAlgo_t *algo, const struct product *q)
+{
+    if (!algo)
+        return skinny_run(d, p->wide ? GEMV_FLOAT : GEMV_HALF, p->n, p->k, p->y_stride, q) ==
+                       cudaSuccess
+                   ? CUBLAS_STATUS_SUCCESS
+                   : CUBLAS_STATUS_EXECUTION_FAILED;
+    return blas_run(d, p, algo, q);
+}
+
+static const cublasLtMatmulAlgo_t *plan_algo(const struct gemm_plan *p)
+{
+    return p->skinny ? NULL : &p->algo;
 }
 
 static struct gemm_plan *plan_find(struct device *d, const struct gemm_plan *key)
@@ -117,12 +160,12 @@ static cublasStatus_t plan_choose(const struct device *d, struct gemm_plan *p,
 static cublasStatus_t plan_run_tuned(const struct device *d, struct gemm_plan *p,
                                      const struct product *q)
 {
-    cublasStatus_t rc = plan_run(d, p, &p->algo, q);
+    cublasStatus_t rc = plan_run(d, p, plan_algo(p), q);
 
     if (rc != CUBLAS_STATUS_NOT_SUPPORTED && rc != CUBLAS_STATUS_INVALID_VALUE)
         return rc;
     rc = plan_choose(d, p, q);
-    return rc == CUBLAS_STATUS_SUCCESS ? plan_run(d, p, &p->algo, q) : rc;
+    return rc == CUBLAS_STATUS_SUCCESS ? plan_run(d, p, plan_algo(p), q) : rc;
 }
 
 static int plan_get(struct device *d, const struct gemm_plan *key, const struct product *q,
@@ -182,4 +225,32 @@ int gemm(struct device *d, const void *x, uint32_t m, const struct weight *w,
         return rc;
     done = plan_run_tuned(d, p, &q);
     return done == CUBLAS_STATUS_SUCCESS ? 0 : blas_fail(d, done, "product", m, p->n, p->k, err);
+}
+
+bool gemm_silu(struct device *d, const void *x, uint32_t m, const struct weight *w, void *out,
+               uint32_t out_stride, int *rc, struct err *err)
+{
+    const struct product q = {x, w->data, NULL, d->scratch, m};
+    struct product fused = {x, w->data, NULL, out, m};
+    struct gemm_plan key = {
+        .n = w->rows, .k = w->cols, .m_max = rows_bucket(m), .y_stride = w->rows, .like = w};
+    struct gemm_plan *p = NULL;
+    uint32_t n = w->rows / 2;
+    cudaError_t done;
+
+    *rc = 0;
+    if (gemv_suits(w, m)) {
+        done = launch_gemv(d->stream, d->type, GEMV_SILU, x, w->data, NULL, out, m, n, w->cols,
+                           out_stride);
+        *rc = done == cudaSuccess ? 0 : cuda_fail(d, done, "gate and up", err);
+        return true;
+    }
+    if (!skinny_suits(d, &key, m) || n % 4 || out_stride % 4)
+        return false;
+    *rc = plan_get(d, &key, &q, &p, err);
+    if (*rc || !p->skinny)
+        return *rc != 0;
+    done = skinny_run(d, GEMV_SILU, n, w->cols, out_stride, &fused);
+    *rc = done == cudaSuccess ? 0 : cuda_fail(d, done, "gate and up", err);
+    return true;
 }

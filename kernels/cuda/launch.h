@@ -4,6 +4,7 @@
 #ifndef PHALANX_KERNELS_CUDA_LAUNCH_H
 #define PHALANX_KERNELS_CUDA_LAUNCH_H
 
+#include <cuda.h>
 #include <cuda_runtime_api.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -132,6 +133,18 @@ enum gemv_out { GEMV_HALF, GEMV_FLOAT, GEMV_SILU /* w (2 n, k), gate then up */ 
 cudaError_t launch_gemv(cudaStream_t s, enum half_type type, enum gemv_out out, const void *x,
                         const void *w, const void *bias, void *y, uint32_t m, uint32_t n,
                         uint32_t k, uint32_t y_stride);
+
+/* gemm_skinny.cu, Hopper alone: the same with up to SKINNY_ROWS rows, n % 4 == 0 and y_stride % 4
+ * == 0. w, x: maps of the matrices (tensor_map.c) in tiles of SKINNY_TILE rows of w and
+ * skinny_x_rows(m) of x, 64 numbers wide. */
+#define SKINNY_ROWS 64u
+#define SKINNY_TILE 64u
+uint32_t skinny_x_rows(uint32_t m);
+cudaError_t skinny_setup(void); /* once a device */
+cudaError_t launch_skinny(cudaStream_t s, enum half_type type, enum gemv_out out,
+                          const CUtensorMap *w, const CUtensorMap *x, const void *bias, void *y,
+                          uint32_t m, uint32_t n, uint32_t k, uint32_t y_stride,
+                          uint32_t multiprocessors);
 
 /* attention.cu */
 struct attention_args {

@@ -226,18 +226,16 @@ static int gate_up_silu_run(struct device *d, const struct op *op, struct err *e
     const struct act *x = op->a[0];
     struct act *out = op->a[1];
     uint32_t n = w->rows / 2, most = GATE_UP_TOKENS;
+    int failed = 0;
     cudaError_t rc;
 
-    if (gemv_suits(w, d->tokens_count)) {
-        rc = launch_gemv(d->stream, d->type, GEMV_SILU, x->data, w->data, NULL, out->data,
-                         d->tokens_count, n, w->cols, out->width);
-        return rc == cudaSuccess ? 0 : cuda_fail(d, rc, "gate and up", err);
-    }
+    if (gemm_silu(d, x->data, d->tokens_count, w, out->data, out->width, &failed, err))
+        return failed;
     for (uint32_t t = 0; t < d->tokens_count; t += most) {
         uint32_t rows = d->tokens_count - t < most ? d->tokens_count - t : most;
-        int failed = gemm(d, (const char *)x->data + (size_t)t * x->width * 2, rows, w, NULL,
-                          d->scratch, w->rows, false, err);
 
+        failed = gemm(d, (const char *)x->data + (size_t)t * x->width * 2, rows, w, NULL,
+                      d->scratch, w->rows, false, err);
         if (failed)
             return failed;
         rc = launch_silu(d->stream, d->type, d->scratch,

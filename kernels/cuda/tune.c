@@ -39,6 +39,7 @@ cublasStatus_t plan_guess(const struct device *d, struct gemm_plan *p)
 
     if (rc == CUBLAS_STATUS_SUCCESS)
         p->algo = first.algo;
+    p->skinny = skinny_suits(d, p, p->m_max);
     return rc;
 }
 
@@ -91,17 +92,20 @@ cublasStatus_t plan_race(const struct device *d, struct gemm_plan *p, const stru
     if (rc == CUBLAS_STATUS_SUCCESS &&
         (cudaEventCreate(&events[0]) != cudaSuccess || cudaEventCreate(&events[1]) != cudaSuccess))
         rc = CUBLAS_STATUS_INTERNAL_ERROR;
-    for (int i = 0; i < count && rc == CUBLAS_STATUS_SUCCESS; i++) {
-        float us = runs_time(d, p, &tried[i].algo, q, weights, 1, events); /* warm */
+    for (int i = skinny_suits(d, p, q->m) ? -1 : 0; i < count && rc == CUBLAS_STATUS_SUCCESS; i++) {
+        const cublasLtMatmulAlgo_t *algo = i < 0 ? NULL : &tried[i].algo;
+        float us = runs_time(d, p, algo, q, weights, 1, events); /* warm */
         int runs = us > SHORT_US ? 1 : weights_count;
 
         if (us < 0.0f)
             continue;
-        us = runs_time(d, p, &tried[i].algo, q, weights, runs, events) / (float)runs;
+        us = runs_time(d, p, algo, q, weights, runs, events) / (float)runs;
         if (us < 0.0f || (best >= 0.0f && us >= best))
             continue;
         best = us;
-        p->algo = tried[i].algo;
+        p->skinny = !algo;
+        if (algo)
+            p->algo = *algo;
     }
     if (rc == CUBLAS_STATUS_SUCCESS && best < 0.0f)
         rc = CUBLAS_STATUS_EXECUTION_FAILED;
@@ -209,19 +213,25 @@ static bool plan_recall(struct device *d, const struct tuning *t, const struct g
     const struct tuned_entry *e = tuned_find(&t->tuned, d->type, key);
     cublasLtMatmulHeuristicResult_t check;
     struct gemm_plan p = *key;
+    uint32_t rows = plan_rows(d, key);
+    bool good;
 
     if (!e)
         return false;
     p.algo = e->algo;
-    if (plan_describe(d, &p, plan_rows(d, &p)) == CUBLAS_STATUS_SUCCESS &&
-        cublasLtMatmulAlgoCheck(d->blas, p.desc, p.w, p.x, p.y, p.y, &p.algo, &check) ==
-            CUBLAS_STATUS_SUCCESS &&
-        check.workspaceSize <= GEMM_WORKSPACE) {
+    p.skinny = e->skinny;
+    good = plan_describe(d, &p, rows) == CUBLAS_STATUS_SUCCESS;
+    if (good && p.skinny)
+        good = skinny_suits(d, &p, rows);
+    else if (good)
+        good = cublasLtMatmulAlgoCheck(d->blas, p.desc, p.w, p.x, p.y, p.y, &p.algo, &check) ==
+                   CUBLAS_STATUS_SUCCESS &&
+               check.workspaceSize <= GEMM_WORKSPACE;
+    if (good)
         d->plans[d->plans_count++] = p;
-        return true;
-    }
-    plan_free(&p);
-    return false;
+    else
+        plan_free(&p);
+    return good;
 }
 
 static int plan_compete(struct device *d, struct tuning *t, const struct gemm_plan *key,
