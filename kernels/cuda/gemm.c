@@ -90,7 +90,8 @@ cudaError_t skinny_run(const struct device *d, enum gemv_out out, uint32_t n, ui
                        uint32_t y_stride, const struct product *q)
 {
     const uint64_t w_sizes[] = {k, out == GEMV_SILU ? 2u * n : n}, x_sizes[] = {k, q->m};
-    const uint32_t w_box[] = {64, SKINNY_TILE}, x_box[] = {64, skinny_x_rows(q->m)};
+    const uint32_t w_box[] = {64, skinny_w_rows(out, q->m, n, k, (uint32_t)d->multiprocessors)};
+    const uint32_t x_box[] = {64, skinny_x_rows(q->m)};
     struct tensor_map w, x;
     cudaError_t rc = tensor_map_make(d, &w, q->w, 2, w_sizes, w_box);
 

@@ -1,120 +1,159 @@
-/* Products with few rows of x on Hopper, bound by the reading of w: the rows of w are the 64 rows
- * of a warpgroup's products, those of x their 8 to 64 columns. One warp keeps a ring of tiles
- * filled by the tensor copy engine; w's part of the first of them is on its way before the kernel
- * that makes x is done. Blocks that share the columns of x are a cluster: each adds up its share of
- * the results from all of them, in order. So the order of a sum depends on the shape of w alone. */
+/* Products with few rows of x on Hopper, bound by the reading of w: rows of w are the 64 rows of a
+ * warpgroup's products, those of x their 8 to 64 columns. One warp keeps a ring of tiles filled by
+ * the tensor copy engine; w's part of the first of them is on its way before the kernel that makes
+ * x is done.
+ *
+ * Memory is shared evenly among the multiprocessors that ask, so a block a multiprocessor reads,
+ * and all of them the same number of bytes: a tile has as many rows as that takes, and blocks take
+ * as many tiles. Where that would be few rows, blocks of a cluster share a tile's k; each adds up
+ * its share of the results from all of them, in order. So the order of a sum depends on the shapes
+ * alone. */
 #include "kernels/cuda/hopper.cuh"
 
 #define CONSUMERS 128
 #define THREADS (CONSUMERS + 32)
-#define TILE_K 64u                           /* numbers: a swizzled row */
-#define HALF_ROWS 64u                        /* rows of w in one product; a block has two */
-#define HALF_BYTES (HALF_ROWS * SWIZZLE_ROW) /* of one, in a stage */
-#define PART_STRIDE (2 * HALF_ROWS + 4)      /* floats of a row of x; apart in banks */
-#define CLUSTER_MAX 8u
-#define BLOCKS_EACH 2u /* of a multiprocessor: one computes, one of the next kernel waits loaded   \
-                        */
-#define DEPTH_MIN 4u   /* tiles of k a block should have */
-
-/* The most tiles that let two blocks share a multiprocessor. */
-template <int N> struct ring {
-    static const uint32_t stages = N <= 16 ? 6 : N <= 32 ? 5 : 4;
-    static const uint32_t x_bytes = N * SWIZZLE_ROW;
-    static const uint32_t bytes = 2 * HALF_BYTES + x_bytes; /* of a stage */
-    static const uint32_t shared = stages * bytes + SWIZZLE_SPAN;
-};
+#ifndef DEPTH
+#define DEPTH 1u /* swizzled rows of k in a stage */
+#endif
+#define BOX_K 64u                      /* numbers of a swizzled row */
+#define HALF_MAX 64u           /* rows of w in one product; a block has two of them */
+#define PART_STRIDE (2 * HALF_MAX + 4) /* floats of a row of x; apart in banks */
+#define PARTS_MAX 4u
+#define STAGES_MAX 16u
+/* Two blocks find room on a multiprocessor: one computes, one of the next kernel waits loaded. */
+#define SHARED_MAX (112u << 10)
 
 struct skinny_args {
     const void *bias;
     void *y;
-    uint32_t m, n, k_tiles, y_stride;
+    uint32_t m, n, k_tiles, y_stride; /* k_tiles: of DEPTH swizzled rows */
+    uint32_t half, tiles, stages;     /* half: rows of w in one product, at most HALF_MAX */
 };
+
+static __host__ __device__ constexpr uint32_t part_bytes(uint32_t n)
+{
+    return n * PART_STRIDE * 4;
+}
+
+static __host__ __device__ __forceinline__ uint32_t stage_bytes(uint32_t n, uint32_t half)
+{
+    return (n + 2 * half) * SWIZZLE_ROW * DEPTH;
+}
 
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
 #define HOPPER_CODE
 #endif
 
 #ifdef HOPPER_CODE
+/* What a block does: k tiles first to first + count of tiles tile, tile + step, ... A stage has x's
+ * rows, then the halves of w's; a product reads HALF_MAX rows also where a half has fewer, and
+ * nobody looks at what comes of that. */
 struct block {
-    uint32_t base;         /* of the ring */
-    uint32_t full, empty;  /* the first of the barriers */
-    uint32_t first, count; /* tiles of k */
-    uint32_t row[2];       /* of w, for each half */
+    uint32_t ring, part;  /* in shared memory */
+    uint32_t full, empty; /* the first of the barriers */
+    uint32_t first, count, tile, step;
+    uint32_t rows, apart; /* of w: from a tile to the next, from one half to the other */
 };
 
 template <int N>
-static __device__ __forceinline__ void w_copy(const struct block &b, const CUtensorMap *w,
-                                              uint32_t i, uint64_t policy)
+static __device__ __forceinline__ void w_copy(const struct block &b, const struct skinny_args &a,
+                                              const CUtensorMap *w, uint32_t i, uint64_t policy)
 {
-    uint32_t stage = i % ring<N>::stages, at = b.base + stage * ring<N>::bytes;
-    uint32_t full = b.full + 8 * stage, k = (b.first + i) * TILE_K;
+    uint32_t stage = i % a.stages, at = b.ring + stage * stage_bytes(N, a.half);
+    uint32_t full = b.full + 8 * stage, k = (b.first + i % b.count) * BOX_K * DEPTH;
+    uint32_t tile = b.tile + i / b.count * b.step, box = a.half * SWIZZLE_ROW;
+    uint32_t row = tile * b.rows;
 
-    barrier_expect(full, ring<N>::bytes);
-    tile_copy(at, w, k, b.row[0], full, policy);
-    tile_copy(at + HALF_BYTES, w, k, b.row[1], full, policy);
+    at += N * SWIZZLE_ROW * DEPTH;
+    barrier_expect(full, stage_bytes(N, a.half));
+#pragma unroll
+    for (uint32_t h = 0; h < 2; h++)
+#pragma unroll
+        for (uint32_t d = 0; d < DEPTH; d++)
+            tile_copy(at + (h * DEPTH + d) * box, w, k + d * BOX_K, row + h * b.apart, full,
+                      policy);
 }
 
 template <int N>
-static __device__ __forceinline__ void x_copy(const struct block &b, const CUtensorMap *x,
-                                              uint32_t i, uint64_t policy)
+static __device__ __forceinline__ void x_copy(const struct block &b, const struct skinny_args &a,
+                                              const CUtensorMap *x, uint32_t i, uint64_t policy)
 {
-    uint32_t stage = i % ring<N>::stages, at = b.base + stage * ring<N>::bytes;
+    uint32_t stage = i % a.stages, at = b.ring + stage * stage_bytes(N, a.half);
+    uint32_t k = (b.first + i % b.count) * BOX_K * DEPTH;
 
-    tile_copy(at + 2 * HALF_BYTES, x, (b.first + i) * TILE_K, 0, b.full + 8 * stage, policy);
+#pragma unroll
+    for (uint32_t d = 0; d < DEPTH; d++)
+        tile_copy(at + d * N * SWIZZLE_ROW, x, k + d * BOX_K, 0, b.full + 8 * stage, policy);
+}
+
+static __device__ __forceinline__ uint32_t turns_of(const struct block &b,
+                                                    const struct skinny_args &a)
+{
+    return (a.tiles - b.tile + b.step - 1) / b.step * b.count;
 }
 
 /* One thread. */
 template <int N>
-static __device__ __forceinline__ void ring_fill(const struct block &b, const CUtensorMap *w,
-                                                 const CUtensorMap *x)
+static __device__ __forceinline__ void ring_fill(const struct block &b, const struct skinny_args &a,
+                                                 const CUtensorMap *w, const CUtensorMap *x)
 {
-    const uint32_t stages = ring<N>::stages;
-    uint32_t ahead = b.count < stages ? b.count : stages;
+    uint32_t turns = turns_of(b, a), ahead = turns < a.stages ? turns : a.stages;
+#ifdef NOHINT
+    uint64_t once; asm volatile("createpolicy.fractional.L2::evict_normal.b64 %0, 1.0;" : "=l"(once)); uint64_t again = once;
+#else
     uint64_t once = policy_evict_first(), again = policy_evict_last();
+#endif
 
     for (uint32_t i = 0; i < ahead; i++)
-        w_copy<N>(b, w, i, once);
+        w_copy<N>(b, a, w, i, once);
     previous_wait();
     for (uint32_t i = 0; i < ahead; i++)
-        x_copy<N>(b, x, i, again);
-    for (uint32_t i = ahead; i < b.count; i++) {
-        barrier_wait(b.empty + 8 * (i % stages), (i / stages - 1) & 1);
-        w_copy<N>(b, w, i, once);
-        x_copy<N>(b, x, i, again);
+        x_copy<N>(b, a, x, i, again);
+    for (uint32_t i = ahead; i < turns; i++) {
+        barrier_wait(b.empty + 8 * (i % a.stages), (i / a.stages - 1) & 1);
+        w_copy<N>(b, a, w, i, once);
+        x_copy<N>(b, a, x, i, again);
     }
 }
 
-/* A warpgroup: c (2, 64 rows of w, N rows of x). */
+/* A warpgroup, turns `turn` and on, of one tile: c (2, HALF_MAX rows of w, N rows of x). */
 template <class T, int N>
-static __device__ __forceinline__ void ring_multiply(const struct block &b, float (&c0)[N / 2],
-                                                     float (&c1)[N / 2])
+static __device__ __forceinline__ void tile_multiply(const struct block &b,
+                                                     const struct skinny_args &a, uint32_t turn,
+                                                     float (&c0)[N / 2], float (&c1)[N / 2])
 {
-    const uint32_t stages = ring<N>::stages;
+    uint32_t before = 0;
 
-#pragma unroll
-    for (int i = 0; i < N / 2; i++)
-        c0[i] = c1[i] = 0.0f;
-    for (uint32_t i = 0; i < b.count; i++) {
-        uint32_t stage = i % stages, at = b.base + stage * ring<N>::bytes;
-        uint64_t w0 = operand_of(at), w1 = operand_of(at + HALF_BYTES);
-        uint64_t x = operand_of(at + 2 * HALF_BYTES);
+    for (uint32_t i = turn; i < turn + b.count; i++) {
+        uint32_t stage = i % a.stages, at = b.ring + stage * stage_bytes(N, a.half);
+        uint32_t box = a.half * SWIZZLE_ROW;
 
-        barrier_wait(b.full + 8 * stage, (i / stages) & 1);
+        barrier_wait(b.full + 8 * stage, (i / a.stages) & 1);
         products_begin();
 #pragma unroll
-        for (uint32_t k = 0; k < TILE_K / 16; k++) {
-            wgmma<T>::mma(c0, w0 + 2 * k, x + 2 * k);
-            wgmma<T>::mma(c1, w1 + 2 * k, x + 2 * k);
+        for (uint32_t d = 0; d < DEPTH; d++) {
+            uint32_t w_at = at + (N * DEPTH + d * a.half) * SWIZZLE_ROW;
+            uint64_t x = operand_of(at + d * N * SWIZZLE_ROW), w0 = operand_of(w_at);
+            uint64_t w1 = operand_of(w_at + DEPTH * box);
+
+#pragma unroll
+            for (uint32_t k = 0; k < BOX_K / 16; k++) {
+                wgmma<T>::mma(c0, w0 + 2 * k, x + 2 * k, i != turn || d || k);
+                wgmma<T>::mma(c1, w1 + 2 * k, x + 2 * k, i != turn || d || k);
+            }
         }
         products_commit();
         products_wait<1>();
-        if (i && threadIdx.x % 32 == 0)
-            barrier_arrive(b.empty + 8 * ((i - 1) % stages));
+        if (before && threadIdx.x % 32 == 0)
+            barrier_arrive(before);
+        before = b.empty + 8 * stage;
     }
     products_wait<0>();
+    if (threadIdx.x % 32 == 0)
+        barrier_arrive(before);
 }
 
-/* To shared memory, (N, PART_STRIDE): a row of x after the other. */
+/* To shared memory, (N, PART_STRIDE): a row of x after the other, its halves at 0 and HALF_MAX. */
 template <int N>
 static __device__ __forceinline__ void part_store(const float (&c)[N / 2], float *part)
 {
@@ -128,17 +167,17 @@ static __device__ __forceinline__ void part_store(const float (&c)[N / 2], float
 /* Four results, the parts' sum in the order of the blocks. */
 static __device__ __forceinline__ float4 parts_sum(uint32_t at, uint32_t parts)
 {
-    float4 part[CLUSTER_MAX], sum;
+    float4 part[PARTS_MAX], sum;
 
     if (parts == 1)
         return cluster_read(at, cluster_rank());
 #pragma unroll
-    for (uint32_t p = 0; p < CLUSTER_MAX; p++)
+    for (uint32_t p = 0; p < PARTS_MAX; p++)
         if (p < parts)
             part[p] = cluster_read(at, p);
     sum = part[0];
 #pragma unroll
-    for (uint32_t p = 1; p < CLUSTER_MAX; p++)
+    for (uint32_t p = 1; p < PARTS_MAX; p++)
         if (p < parts)
             sum = make_float4(sum.x + part[p].x, sum.y + part[p].y, sum.z + part[p].z,
                               sum.w + part[p].w);
@@ -161,19 +200,20 @@ static __device__ __forceinline__ float4 bias_add(float4 v, const void *bias, ui
     return make_float4(v.x + a.x, v.y + a.y, v.z + b.x, v.w + b.y);
 }
 
-/* This block's share of the results to y. */
+/* This block's share of a tile's results to y. */
 template <class T, int OUT>
 static __device__ __forceinline__ void results_store(const struct skinny_args &a, uint32_t part,
                                                      uint32_t tile, uint32_t parts)
 {
     typedef half_ops<T> ops;
-    const uint32_t rows = OUT == GEMV_SILU ? HALF_ROWS : 2 * HALF_ROWS, fours = rows / 4;
-    uint32_t all = a.m * fours, rank = parts == 1 ? 0 : cluster_rank();
-    uint32_t end = all * (rank + 1) / parts;
+    const uint32_t halves = OUT == GEMV_SILU ? 1 : 2;
+    uint32_t fours = halves * a.half / 4, all = a.m * fours;
+    uint32_t rank = parts == 1 ? 0 : cluster_rank(), end = all * (rank + 1) / parts;
 
     for (uint32_t i = all * rank / parts + threadIdx.x; i < end; i += CONSUMERS) {
-        uint32_t token = i / fours, r = i % fours * 4, row = tile * rows + r;
-        uint32_t at = part + (token * PART_STRIDE + r) * 4;
+        uint32_t token = i / fours, r = i % fours * 4, row = tile * halves * a.half + r;
+        uint32_t in_part = r < a.half ? r : r - a.half + HALF_MAX;
+        uint32_t at = part + (token * PART_STRIDE + in_part) * 4;
         size_t to = (size_t)token * a.y_stride + row;
         float4 v;
 
@@ -185,7 +225,7 @@ static __device__ __forceinline__ void results_store(const struct skinny_args &a
             continue;
         }
         if (OUT == GEMV_SILU) {
-            float4 up = parts_sum(at + HALF_ROWS * 4, parts);
+            float4 up = parts_sum(at + HALF_MAX * 4, parts);
 
             v = make_float4(silu_times(v.x, up.x), silu_times(v.y, up.y), silu_times(v.z, up.z),
                             silu_times(v.w, up.w));
@@ -196,9 +236,55 @@ static __device__ __forceinline__ void results_store(const struct skinny_args &a
             make_uint2(ops::narrow2(v.x, v.y), ops::narrow2(v.z, v.w));
     }
 }
+
+static __device__ __forceinline__ void consumers_sync(void)
+{
+    asm volatile("bar.sync 1, %0;" ::"n"(CONSUMERS) : "memory");
+}
+
+/* All tiles of a block that has its k alone; `part` is read before it is written again. */
+template <class T, int N, int OUT>
+static __device__ __forceinline__ void tiles_multiply(const struct block &b,
+                                                      const struct skinny_args &a, float *part)
+{
+    uint32_t turn = 0;
+
+    for (uint32_t tile = b.tile; tile < a.tiles; tile += b.step, turn += b.count) {
+        float c0[N / 2], c1[N / 2];
+
+        tile_multiply<T, N>(b, a, turn, c0, c1);
+        consumers_sync();
+        part_store<N>(c0, part);
+        part_store<N>(c1, part + HALF_MAX);
+        consumers_sync();
+        results_store<T, OUT>(a, b.part, tile, 1);
+    }
+}
+
+/* The one tile of a cluster. All threads of its blocks come here; they leave together, since others
+ * read a block's part. */
+template <class T, int N, int OUT>
+static __device__ __forceinline__ void
+tile_share(const struct block &b, const struct skinny_args &a, float *part, uint32_t parts)
+{
+    if (threadIdx.x < CONSUMERS) {
+        float c0[N / 2], c1[N / 2];
+
+        tile_multiply<T, N>(b, a, 0, c0, c1);
+        part_store<N>(c0, part);
+        part_store<N>(c1, part + HALF_MAX);
+    }
+    __syncwarp();
+    cluster_sync();
+    if (threadIdx.x < CONSUMERS)
+        results_store<T, OUT>(a, b.part, b.tile, parts);
+    __syncwarp();
+    cluster_sync();
+}
 #endif
 
-/* Grid: a cluster for each tile of w's rows, or of gate's and up's. */
+/* Grid: blocks of a cluster share a tile's k; clusters take tiles in turn, one where they have more
+ * than one block. */
 template <class T, int N, int OUT>
 __global__ void __launch_bounds__(THREADS)
     skinny_kernel(const __grid_constant__ CUtensorMap w, const __grid_constant__ CUtensorMap x,
@@ -206,22 +292,24 @@ __global__ void __launch_bounds__(THREADS)
 {
 #ifdef HOPPER_CODE
     extern __shared__ uint8_t shared[];
-    __shared__ uint64_t barriers[2][ring<N>::stages];
-    uint32_t parts = cluster_size(), tile = blockIdx.x / parts, rank = blockIdx.x % parts;
+    __shared__ uint64_t barriers[2][STAGES_MAX];
+    uint32_t parts = cluster_size(), rank = blockIdx.x % parts;
     uint32_t base = (uint32_t)__cvta_generic_to_shared(shared);
-    uint32_t aligned = (base + SWIZZLE_SPAN - 1) / SWIZZLE_SPAN * SWIZZLE_SPAN;
     struct block b = {};
 
     next_start();
-    b.base = aligned;
+    b.ring = (base + SWIZZLE_SPAN - 1) / SWIZZLE_SPAN * SWIZZLE_SPAN;
+    b.part = b.ring + a.stages * stage_bytes(N, a.half);
     b.full = (uint32_t)__cvta_generic_to_shared(barriers[0]);
     b.empty = (uint32_t)__cvta_generic_to_shared(barriers[1]);
     b.first = a.k_tiles * rank / parts;
     b.count = a.k_tiles * (rank + 1) / parts - b.first;
-    b.row[0] = OUT == GEMV_SILU ? tile * HALF_ROWS : tile * 2 * HALF_ROWS;
-    b.row[1] = b.row[0] + (OUT == GEMV_SILU ? a.n : HALF_ROWS);
+    b.tile = blockIdx.x / parts;
+    b.step = gridDim.x / parts;
+    b.rows = OUT == GEMV_SILU ? a.half : 2 * a.half;
+    b.apart = OUT == GEMV_SILU ? a.n : a.half;
     if (threadIdx.x == CONSUMERS) {
-        for (uint32_t i = 0; i < ring<N>::stages; i++) {
+        for (uint32_t i = 0; i < a.stages; i++) {
             barrier_init(b.full + 8 * i, 1);
             barrier_init(b.empty + 8 * i, CONSUMERS / 32);
         }
@@ -229,81 +317,116 @@ __global__ void __launch_bounds__(THREADS)
     }
     __syncthreads();
     if (threadIdx.x == CONSUMERS)
-        ring_fill<N>(b, &w, &x);
-    if (threadIdx.x < CONSUMERS) {
-        float *part = reinterpret_cast<float *>(shared + (aligned - base));
-        float c0[N / 2], c1[N / 2];
+        ring_fill<N>(b, a, &w, &x);
 
-        ring_multiply<T, N>(b, c0, c1);
-        asm volatile("bar.sync 1, %0;" ::"n"(CONSUMERS) : "memory"); /* the ring is read */
-        part_store<N>(c0, part);
-        part_store<N>(c1, part + HALF_ROWS);
-    }
-    __syncwarp();
+    float *part = reinterpret_cast<float *>(shared + (b.part - base));
+
     if (parts > 1)
-        cluster_sync();
-    else
-        __syncthreads();
-    if (threadIdx.x < CONSUMERS)
-        results_store<T, OUT>(a, aligned, tile, parts);
-    __syncwarp();
-    if (parts > 1)
-        cluster_sync(); /* others read this block's part until here */
+        tile_share<T, N, OUT>(b, a, part, parts);
+    else if (threadIdx.x < CONSUMERS)
+        tiles_multiply<T, N, OUT>(b, a, part);
 #endif
 }
 
-/* Blocks that share a tile's k: until two a multiprocessor are there. */
-static uint32_t parts_of(uint32_t tiles, uint32_t k_tiles, uint32_t multiprocessors)
-{
-    uint32_t parts = 1;
+struct cut {
+    uint32_t parts, half, tiles, clusters;
+};
 
-    while (parts < CLUSTER_MAX && tiles * parts * 2 <= multiprocessors * BLOCKS_EACH &&
-           k_tiles / (parts * 2) >= DEPTH_MIN)
-        parts *= 2;
-    return parts;
+static uint32_t ceil_to(uint32_t x, uint32_t step)
+{
+    return (x + step - 1) / step * step;
 }
 
-template <class T, int N, int OUT>
-static cudaError_t skinny(cudaStream_t s, const CUtensorMap *w, const CUtensorMap *x,
-                          const struct skinny_args *a, uint32_t multiprocessors)
+/* How n rows are cut for that many blocks of a cluster; false: not at all. */
+static bool rows_cut(uint32_t parts, uint32_t n, uint32_t halves, uint32_t multiprocessors,
+                     struct cut *c)
 {
-    uint32_t rows = OUT == GEMV_SILU ? HALF_ROWS : 2 * HALF_ROWS, tiles = (a->n + rows - 1) / rows;
-    uint32_t parts = parts_of(tiles, a->k_tiles, multiprocessors);
+    uint32_t most = multiprocessors / parts, each = 1, half;
+
+    do
+        half = ceil_to((n + most * each * halves - 1) / (most * each * halves), 8);
+    while (half > HALF_MAX && parts == 1 && ++each);
+    c->parts = parts;
+    c->half = half;
+    c->tiles = (n + half * halves - 1) / (half * halves);
+    c->clusters = c->tiles < most ? c->tiles : most;
+    return half <= HALF_MAX;
+}
+
+/* The cut in which a block reads least. What it reads of x comes from the L2 cache, some three
+ * times as fast; adding up the parts takes as long as 24 KB. */
+static struct cut cut_choose(uint32_t n, uint32_t k, uint32_t x_rows, uint32_t halves,
+                             uint32_t multiprocessors)
+{
+    struct cut best = {}, c;
+    uint64_t least = UINT64_MAX;
+
+    for (uint32_t parts = 1; parts <= PARTS_MAX; parts *= 2) {
+        uint64_t bytes;
+
+        if (!rows_cut(parts, n, halves, multiprocessors, &c) ||
+            (parts > 1 && k / parts < BOX_K * 4))
+            continue;
+        bytes = (uint64_t)((c.tiles + c.clusters - 1) / c.clusters) * (2 * c.half + x_rows / 3) *
+                    (k / parts) * 2 +
+                (parts > 1 ? 24u << 10 : 0);
+        if (bytes < least) {
+            least = bytes;
+            best = c;
+        }
+    }
+    return best;
+}
+
+struct skinny_call {
+    cudaStream_t stream;
+    const CUtensorMap *w, *x;
+    struct skinny_args a;
+    uint32_t parts, clusters;
+};
+
+template <class T, int N, int OUT> static cudaError_t skinny(struct skinny_call *c)
+{
     cudaLaunchAttribute attributes[2] = {};
     cudaLaunchConfig_t config = {};
+    uint32_t stage = stage_bytes(N, c->a.half), over = (HALF_MAX - c->a.half) * SWIZZLE_ROW;
+    uint32_t behind = part_bytes(N) > over ? part_bytes(N) : over;
+    uint32_t stages = (SHARED_MAX - SWIZZLE_SPAN - behind) / stage;
 
+    c->a.stages = stages < STAGES_MAX ? stages : STAGES_MAX;
     attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
     attributes[0].val.programmaticStreamSerializationAllowed = 1;
     attributes[1].id = cudaLaunchAttributeClusterDimension;
-    attributes[1].val.clusterDim.x = parts;
+    attributes[1].val.clusterDim.x = c->parts;
     attributes[1].val.clusterDim.y = attributes[1].val.clusterDim.z = 1;
-    config.gridDim = dim3(tiles * parts);
+    config.gridDim = dim3(c->clusters * c->parts);
     config.blockDim = dim3(THREADS);
-    config.dynamicSmemBytes = ring<N>::shared;
-    config.stream = s;
+    config.dynamicSmemBytes = SWIZZLE_SPAN + c->a.stages * stage + behind;
+    config.stream = c->stream;
     config.attrs = attributes;
     config.numAttrs = 2;
-    return cudaLaunchKernelEx(&config, skinny_kernel<T, N, OUT>, *w, *x, *a);
+    return cudaLaunchKernelEx(&config, skinny_kernel<T, N, OUT>, *c->w, *c->x, c->a);
 }
 
-template <class T, int OUT>
-static cudaError_t skinny_rows(cudaStream_t s, const CUtensorMap *w, const CUtensorMap *x,
-                               const struct skinny_args *a, uint32_t multiprocessors)
+template <class T, int OUT> static cudaError_t skinny_rows(struct skinny_call *c)
 {
-    return a->m <= 8    ? skinny<T, 8, OUT>(s, w, x, a, multiprocessors)
-           : a->m <= 16 ? skinny<T, 16, OUT>(s, w, x, a, multiprocessors)
-           : a->m <= 32 ? skinny<T, 32, OUT>(s, w, x, a, multiprocessors)
-                        : skinny<T, 64, OUT>(s, w, x, a, multiprocessors);
+    switch (skinny_x_rows(c->a.m)) {
+    case 8:
+        return skinny<T, 8, OUT>(c);
+    case 16:
+        return skinny<T, 16, OUT>(c);
+    case 32:
+        return skinny<T, 32, OUT>(c);
+    default:
+        return skinny<T, 64, OUT>(c);
+    }
 }
 
-template <class T>
-static cudaError_t skinny_out(cudaStream_t s, enum gemv_out out, const CUtensorMap *w,
-                              const CUtensorMap *x, const struct skinny_args *a,
-                              uint32_t multiprocessors)
+template <class T> static cudaError_t skinny_out(enum gemv_out out, struct skinny_call *c)
 {
-    return out == GEMV_FLOAT  ? skinny_rows<T, GEMV_FLOAT>(s, w, x, a, multiprocessors)
-           : out == GEMV_SILU ? skinny_rows<T, GEMV_SILU>(s, w, x, a, multiprocessors)
-                              : skinny_rows<T, GEMV_HALF>(s, w, x, a, multiprocessors);
+    return out == GEMV_FLOAT  ? skinny_rows<T, GEMV_FLOAT>(c)
+           : out == GEMV_SILU ? skinny_rows<T, GEMV_SILU>(c)
+                              : skinny_rows<T, GEMV_HALF>(c);
 }
 
 uint32_t skinny_x_rows(uint32_t m)
@@ -311,21 +434,36 @@ uint32_t skinny_x_rows(uint32_t m)
     return m <= 8 ? 8 : m <= 16 ? 16 : m <= 32 ? 32 : 64;
 }
 
+uint32_t skinny_w_rows(enum gemv_out out, uint32_t m, uint32_t n, uint32_t k,
+                       uint32_t multiprocessors)
+{
+    return cut_choose(n, k, skinny_x_rows(m), out == GEMV_SILU ? 1 : 2, multiprocessors).half;
+}
+
 cudaError_t launch_skinny(cudaStream_t s, enum half_type type, enum gemv_out out,
                           const CUtensorMap *w, const CUtensorMap *x, const void *bias, void *y,
                           uint32_t m, uint32_t n, uint32_t k, uint32_t y_stride,
                           uint32_t multiprocessors)
 {
-    const struct skinny_args a = {bias, y, m, n, (k + TILE_K - 1) / TILE_K, y_stride};
+    const struct cut cut =
+        cut_choose(n, k, skinny_x_rows(m), out == GEMV_SILU ? 1 : 2, multiprocessors);
+    struct skinny_call c = {s, w, x, {}, cut.parts, cut.clusters};
 
-    return type == HALF_BF16 ? skinny_out<__nv_bfloat16>(s, out, w, x, &a, multiprocessors)
-                             : skinny_out<__half>(s, out, w, x, &a, multiprocessors);
+    c.a.bias = bias;
+    c.a.y = y;
+    c.a.m = m;
+    c.a.n = n;
+    c.a.k_tiles = (k + BOX_K * DEPTH - 1) / (BOX_K * DEPTH);
+    c.a.y_stride = y_stride;
+    c.a.half = cut.half;
+    c.a.tiles = cut.tiles;
+    return type == HALF_BF16 ? skinny_out<__nv_bfloat16>(out, &c) : skinny_out<__half>(out, &c);
 }
 
 template <class T, int N, int OUT> static cudaError_t shared_allow(void)
 {
     return cudaFuncSetAttribute(skinny_kernel<T, N, OUT>,
-                                cudaFuncAttributeMaxDynamicSharedMemorySize, ring<N>::shared);
+                                cudaFuncAttributeMaxDynamicSharedMemorySize, SHARED_MAX);
 }
 
 template <class T, int OUT> static cudaError_t setup_rows(void)

@@ -103,36 +103,47 @@ template <int N> static __device__ __forceinline__ void products_wait(void)
 #define FOUR(c, i) "+f"(c[i]), "+f"(c[(i) + 1]), "+f"(c[(i) + 2]), "+f"(c[(i) + 3])
 #define EIGHT(c, i) FOUR(c, i), FOUR(c, (i) + 4)
 #define SIXTEEN(c, i) EIGHT(c, i), EIGHT(c, (i) + 8)
-#define WGMMA(N, TYPE, DST, A, B)                                                                  \
-    "wgmma.mma_async.sync.aligned.m64n" N "k16.f32." TYPE "." TYPE " {" DST "}, " A ", " B         \
-    ", 1, 1, 1, 0, 0;"
 #define DST4 "%0,%1,%2,%3"
 #define DST8 DST4 ",%4,%5,%6,%7"
 #define DST16 DST8 ",%8,%9,%10,%11,%12,%13,%14,%15"
 #define DST32 DST16 ",%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31"
+#define WGMMA(N, TYPE, DST, A, B, ADD)                                                             \
+    "{\n.reg .pred add;\nsetp.ne.b32 add, " ADD ", 0;\n"                                           \
+    "wgmma.mma_async.sync.aligned.m64n" N "k16.f32." TYPE "." TYPE " {" DST "}, " A ", " B         \
+    ", add, 1, 1, 0, 0;\n}"
 
-/* c (64, N) += a (64, 16) b (N, 16)^T by a warpgroup; thread t has rows t / 32 * 16 + t % 32 / 4
- * and the eighth after it, of every 8 columns t % 4 * 2 and the next: c[column / 8 * 4 + row half *
- * 2 + column % 2]. */
+/* c (64, N) = a (64, 16) b (N, 16)^T, or += where `add`, by a warpgroup; thread t has rows t / 32 *
+ * 16 + t % 32 / 4 and the eighth after it, of every 8 columns t % 4 * 2 and the next: c[column / 8
+ * * 4 + row half * 2 + column % 2]. */
 #define WGMMA_OF(T, TYPE)                                                                          \
     template <> struct wgmma<T> {                                                                  \
-        static __device__ __forceinline__ void mma(float (&c)[4], uint64_t a, uint64_t b)          \
+        static __device__ __forceinline__ void mma(float (&c)[4], uint64_t a, uint64_t b,          \
+                                                   uint32_t add)                                   \
         {                                                                                          \
-            asm volatile(WGMMA("8", TYPE, DST4, "%4", "%5") : FOUR(c, 0) : "l"(a), "l"(b));        \
+            asm volatile(WGMMA("8", TYPE, DST4, "%4", "%5", "%6")                                  \
+                         : FOUR(c, 0)                                                              \
+                         : "l"(a), "l"(b), "r"(add));                                              \
         }                                                                                          \
-        static __device__ __forceinline__ void mma(float (&c)[8], uint64_t a, uint64_t b)          \
+        static __device__ __forceinline__ void mma(float (&c)[8], uint64_t a, uint64_t b,          \
+                                                   uint32_t add)                                   \
         {                                                                                          \
-            asm volatile(WGMMA("16", TYPE, DST8, "%8", "%9") : EIGHT(c, 0) : "l"(a), "l"(b));      \
+            asm volatile(WGMMA("16", TYPE, DST8, "%8", "%9", "%10")                                \
+                         : EIGHT(c, 0)                                                             \
+                         : "l"(a), "l"(b), "r"(add));                                              \
         }                                                                                          \
-        static __device__ __forceinline__ void mma(float (&c)[16], uint64_t a, uint64_t b)         \
+        static __device__ __forceinline__ void mma(float (&c)[16], uint64_t a, uint64_t b,         \
+                                                   uint32_t add)                                   \
         {                                                                                          \
-            asm volatile(WGMMA("32", TYPE, DST16, "%16", "%17") : SIXTEEN(c, 0) : "l"(a), "l"(b)); \
+            asm volatile(WGMMA("32", TYPE, DST16, "%16", "%17", "%18")                             \
+                         : SIXTEEN(c, 0)                                                           \
+                         : "l"(a), "l"(b), "r"(add));                                              \
         }                                                                                          \
-        static __device__ __forceinline__ void mma(float (&c)[32], uint64_t a, uint64_t b)         \
+        static __device__ __forceinline__ void mma(float (&c)[32], uint64_t a, uint64_t b,         \
+                                                   uint32_t add)                                   \
         {                                                                                          \
-            asm volatile(WGMMA("64", TYPE, DST32, "%32", "%33")                                    \
+            asm volatile(WGMMA("64", TYPE, DST32, "%32", "%33", "%34")                             \
                          : SIXTEEN(c, 0), SIXTEEN(c, 16)                                           \
-                         : "l"(a), "l"(b));                                                        \
+                         : "l"(a), "l"(b), "r"(add));                                              \
         }                                                                                          \
     }
 template <class T> struct wgmma;

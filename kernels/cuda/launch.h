@@ -134,12 +134,13 @@ cudaError_t launch_gemv(cudaStream_t s, enum half_type type, enum gemv_out out, 
                         const void *w, const void *bias, void *y, uint32_t m, uint32_t n,
                         uint32_t k, uint32_t y_stride);
 
-/* gemm_skinny.cu, Hopper alone: the same with up to SKINNY_ROWS rows, n % 4 == 0 and y_stride % 4
- * == 0. w, x: maps of the matrices (tensor_map.c) in tiles of SKINNY_TILE rows of w and
- * skinny_x_rows(m) of x, 64 numbers wide. */
+/* gemm_skinny.cu, Hopper alone: the same with up to SKINNY_ROWS rows, n % 4 == 0 and y_stride % 4 ==
+ * 0. w, x: maps of the matrices (tensor_map.c) in boxes of skinny_w_rows and skinny_x_rows rows, 64
+ * numbers wide. */
 #define SKINNY_ROWS 64u
-#define SKINNY_TILE 64u
 uint32_t skinny_x_rows(uint32_t m);
+uint32_t skinny_w_rows(enum gemv_out out, uint32_t m, uint32_t n, uint32_t k,
+                       uint32_t multiprocessors);
 cudaError_t skinny_setup(void); /* once a device */
 cudaError_t launch_skinny(cudaStream_t s, enum half_type type, enum gemv_out out,
                           const CUtensorMap *w, const CUtensorMap *x, const void *bias, void *y,

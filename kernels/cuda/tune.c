@@ -56,59 +56,110 @@ static int weights_like(const struct device *d, const struct gemm_plan *p, const
     return count;
 }
 
-/* Microseconds of `runs`; negative when it cannot run. */
-static float runs_time(const struct device *d, const struct gemm_plan *p,
+static bool runs_queue(const struct device *d, const struct gemm_plan *p,
                        const cublasLtMatmulAlgo_t *algo, const struct product *q,
-                       const void *const *weights, int runs, const cudaEvent_t events[2])
+                       const void *const *weights, int runs)
 {
     cublasStatus_t rc = CUBLAS_STATUS_SUCCESS;
     struct product one = *q;
-    float ms = 0.0f;
 
-    if (cudaEventRecord(events[0], d->stream) != cudaSuccess)
-        return -1.0f;
     for (int i = 0; i < runs && rc == CUBLAS_STATUS_SUCCESS; i++) {
         one.w = weights[i];
         rc = plan_run(d, p, algo, &one);
     }
-    if (rc != CUBLAS_STATUS_SUCCESS || cudaEventRecord(events[1], d->stream) != cudaSuccess ||
+    return rc == CUBLAS_STATUS_SUCCESS;
+}
+
+/* The runs as a graph, as they are replayed: the host's launches would hide what short ones take.
+ */
+static cudaGraphExec_t runs_capture(const struct device *d, const struct gemm_plan *p,
+                                    const cublasLtMatmulAlgo_t *algo, const struct product *q,
+                                    const void *const *weights, int runs)
+{
+    cudaGraphExec_t exec = NULL;
+    cudaGraph_t graph = NULL;
+    bool queued;
+
+    if (cudaStreamBeginCapture(d->stream, cudaStreamCaptureModeThreadLocal) != cudaSuccess)
+        return NULL;
+    queued = runs_queue(d, p, algo, q, weights, runs);
+    if (cudaStreamEndCapture(d->stream, &graph) != cudaSuccess || !queued ||
+        cudaGraphInstantiate(&exec, graph, 0) != cudaSuccess)
+        exec = NULL;
+    if (graph)
+        (void)cudaGraphDestroy(graph);
+    return exec;
+}
+
+/* Microseconds of a run, of those of a graph, or, without one, of the product alone; negative when
+ * it cannot run. */
+static float runs_time(const struct device *d, const struct gemm_plan *p,
+                       const cublasLtMatmulAlgo_t *algo, const struct product *q,
+                       cudaGraphExec_t graph, int runs, const cudaEvent_t events[2])
+{
+    float ms = 0.0f;
+
+    if (cudaEventRecord(events[0], d->stream) != cudaSuccess)
+        return -1.0f;
+    if (graph ? cudaGraphLaunch(graph, d->stream) != cudaSuccess
+              : !runs_queue(d, p, algo, q, &q->w, 1))
+        return -1.0f;
+    if (cudaEventRecord(events[1], d->stream) != cudaSuccess ||
         cudaEventSynchronize(events[1]) != cudaSuccess ||
         cudaEventElapsedTime(&ms, events[0], events[1]) != cudaSuccess)
         return -1.0f;
-    return ms * 1000.0f;
+    return ms * 1000.0f / (float)runs;
 }
 
-/* The heuristic's first answer is up to twice off for small matrices: the answers are raced. The
- * product's result does not depend on the winner but for rounding. */
+/* The second time: the first one warms. */
+static float algo_time(const struct device *d, const struct gemm_plan *p,
+                       const cublasLtMatmulAlgo_t *algo, const struct product *q,
+                       const void *const *weights, int count, const cudaEvent_t events[2])
+{
+    float us = runs_time(d, p, algo, q, NULL, 1, events);
+    cudaGraphExec_t graph = NULL;
+
+    if (us >= 0.0f && us <= SHORT_US) {
+        graph = runs_capture(d, p, algo, q, weights, count);
+        if (!graph)
+            return -1.0f;
+        (void)runs_time(d, p, algo, q, graph, count, events);
+    }
+    if (us >= 0.0f)
+        us = runs_time(d, p, algo, q, graph, graph ? count : 1, events);
+    if (graph)
+        (void)cudaGraphExecDestroy(graph);
+    return us;
+}
+
+/* The heuristic's first answer is up to twice off for small matrices: the answers are raced, and
+ * our own kernel with the best of them. The product's result does not depend on the winner but for
+ * rounding. */
 cublasStatus_t plan_race(const struct device *d, struct gemm_plan *p, const struct product *q)
 {
     cublasLtMatmulHeuristicResult_t tried[TRIED_MAX];
     const void *weights[TRIED_WEIGHTS];
     cudaEvent_t events[2] = {NULL, NULL};
-    float best = -1.0f;
+    float best = -1.0f, us;
     int count, weights_count = weights_like(d, p, q, weights);
     cublasStatus_t rc = plan_ask(d, p, tried, TRIED_MAX, &count);
 
     if (rc == CUBLAS_STATUS_SUCCESS &&
         (cudaEventCreate(&events[0]) != cudaSuccess || cudaEventCreate(&events[1]) != cudaSuccess))
         rc = CUBLAS_STATUS_INTERNAL_ERROR;
-    for (int i = skinny_suits(d, p, q->m) ? -1 : 0; i < count && rc == CUBLAS_STATUS_SUCCESS; i++) {
-        const cublasLtMatmulAlgo_t *algo = i < 0 ? NULL : &tried[i].algo;
-        float us = runs_time(d, p, algo, q, weights, 1, events); /* warm */
-        int runs = us > SHORT_US ? 1 : weights_count;
-
-        if (us < 0.0f)
-            continue;
-        us = runs_time(d, p, algo, q, weights, runs, events) / (float)runs;
+    for (int i = 0; i < count && rc == CUBLAS_STATUS_SUCCESS; i++) {
+        us = algo_time(d, p, &tried[i].algo, q, weights, weights_count, events);
         if (us < 0.0f || (best >= 0.0f && us >= best))
             continue;
         best = us;
-        p->skinny = !algo;
-        if (algo)
-            p->algo = *algo;
+        p->algo = tried[i].algo;
     }
     if (rc == CUBLAS_STATUS_SUCCESS && best < 0.0f)
         rc = CUBLAS_STATUS_EXECUTION_FAILED;
+    if (rc == CUBLAS_STATUS_SUCCESS && skinny_suits(d, p, q->m)) {
+        us = algo_time(d, p, NULL, q, weights, weights_count, events);
+        p->skinny = us >= 0.0f && us < best;
+    }
     for (int i = 0; i < 2; i++)
         if (events[i])
             (void)cudaEventDestroy(events[i]);
@@ -220,13 +271,11 @@ static bool plan_recall(struct device *d, const struct tuning *t, const struct g
         return false;
     p.algo = e->algo;
     p.skinny = e->skinny;
-    good = plan_describe(d, &p, rows) == CUBLAS_STATUS_SUCCESS;
-    if (good && p.skinny)
-        good = skinny_suits(d, &p, rows);
-    else if (good)
-        good = cublasLtMatmulAlgoCheck(d->blas, p.desc, p.w, p.x, p.y, p.y, &p.algo, &check) ==
-                   CUBLAS_STATUS_SUCCESS &&
-               check.workspaceSize <= GEMM_WORKSPACE;
+    good = plan_describe(d, &p, rows) == CUBLAS_STATUS_SUCCESS &&
+           (!p.skinny || skinny_suits(d, &p, rows)) &&
+           cublasLtMatmulAlgoCheck(d->blas, p.desc, p.w, p.x, p.y, p.y, &p.algo, &check) ==
+               CUBLAS_STATUS_SUCCESS &&
+           check.workspaceSize <= GEMM_WORKSPACE;
     if (good)
         d->plans[d->plans_count++] = p;
     else
