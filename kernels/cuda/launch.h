@@ -133,7 +133,7 @@ cudaError_t launch_gemv(cudaStream_t s, enum half_type type, enum gemv_out out, 
                         const void *w, const void *bias, void *y, uint32_t m, uint32_t n,
                         uint32_t k, uint32_t y_stride);
 
-/* attention.cu */
+/* attention.cu, attention_decode.cu */
 struct attention_args {
     const void *qkv;
     void *out;
