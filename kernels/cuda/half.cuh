@@ -68,7 +68,9 @@ template <> struct half_ops<__half> {
 
 /* Kernels of a step follow each other closely: on Hopper each may start while the one before it
  * drains (programmatic dependent launch). Before previous_wait() a kernel may only touch what no
- * kernel of a step writes; every block of a kernel launched by launch_chained calls it. */
+ * kernel of a step writes. Of a kernel launched by launch_chained or launch_clustered at least one
+ * block calls it, so that the kernel's end means the end of all before it; blocks that touch
+ * nothing may leave without. */
 static __device__ __forceinline__ void previous_wait(void)
 {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
@@ -94,23 +96,34 @@ static inline bool chains(void)
            major == 9;
 }
 
+/* Blocks in clusters of `cluster` along x: one, or on Hopper up to 8. */
 template <class... P, class... A>
-static cudaError_t launch_chained(void (*kernel)(P...), dim3 grid, uint32_t threads, size_t shared,
-                                  cudaStream_t s, A... args)
+static cudaError_t launch_clustered(void (*kernel)(P...), dim3 grid, uint32_t cluster,
+                                    uint32_t threads, size_t shared, cudaStream_t s, A... args)
 {
     static const bool hopper = chains();
-    cudaLaunchAttribute early = {};
+    cudaLaunchAttribute attributes[2] = {};
     cudaLaunchConfig_t config = {};
 
-    early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    early.val.programmaticStreamSerializationAllowed = 1;
+    attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attributes[0].val.programmaticStreamSerializationAllowed = 1;
+    attributes[1].id = cudaLaunchAttributeClusterDimension;
+    attributes[1].val.clusterDim.x = cluster;
+    attributes[1].val.clusterDim.y = attributes[1].val.clusterDim.z = 1;
     config.gridDim = grid;
     config.blockDim = dim3(threads);
     config.dynamicSmemBytes = shared;
     config.stream = s;
-    config.attrs = &early;
-    config.numAttrs = hopper ? 1 : 0;
+    config.attrs = attributes;
+    config.numAttrs = !hopper ? 0 : cluster > 1 ? 2 : 1;
     return cudaLaunchKernelEx(&config, kernel, P(args)...);
+}
+
+template <class... P, class... A>
+static cudaError_t launch_chained(void (*kernel)(P...), dim3 grid, uint32_t threads, size_t shared,
+                                  cudaStream_t s, A... args)
+{
+    return launch_clustered(kernel, grid, 1, threads, shared, s, args...);
 }
 
 static __device__ __forceinline__ float warp_sum(float x)

@@ -25,7 +25,9 @@ enum half_type { HALF_BF16, HALF_F16 };
 #define GEMV_ROWS 4u    /* rows of x that the matrix-vector kernel takes at most */
 #define DECODE_ROWS 16u /* query heads of one attention unit: a tensor core's rows */
 #define PREFILL_ROWS 64u
-#define SPLITS_MAX 64u /* blocks that share a sequence in decode */
+/* Numbers of a row of a part of decode attention: sums of v, top and sum of the weights; more, so
+ * that rows begin in different banks. */
+#define PART_STRIDE(head_dim) ((head_dim) + 8u)
 
 /* A copy from the staging buffer to anywhere in device memory, in words. */
 struct patch {
@@ -147,7 +149,7 @@ cudaError_t launch_skinny(cudaStream_t s, enum half_type type, enum gemv_out out
                           uint32_t m, uint32_t n, uint32_t k, uint32_t y_stride,
                           uint32_t multiprocessors);
 
-/* attention.cu */
+/* attention.cu, attention_decode.cu, decode_hopper.cu */
 struct attention_args {
     const void *qkv;
     void *out;
@@ -157,9 +159,9 @@ struct attention_args {
     const struct frame_tile *tiles;              /* prefill */
     const uint32_t *decode_rows;                 /* indices of rows with one token */
     const uint32_t *token_slot, *token_position; /* the general kernel's */
-    float *partials;                             /* (units, DECODE_ROWS, head_dim + 2) */
-    uint32_t *arrivals; /* one a (decode row, head tile); zero between launches */
-    uint32_t tokens, tile_count, decode_count, splits;
+    float *partials;    /* (4 * multiprocessors, DECODE_ROWS, PART_STRIDE(head_dim)) */
+    uint32_t *arrivals; /* (4 * multiprocessors); zero between launches */
+    uint32_t tokens, tile_count, decode_count, multiprocessors;
     uint32_t qkv_stride, out_stride, heads, kv_heads, head_dim, page_size, pages_per_slot;
     uint32_t window;
     float scale;

@@ -122,18 +122,9 @@ int cuda_qk_norm_rope_kv(struct device *d, uint32_t layer, struct act *qkv,
     return replay_add(d, &op, err);
 }
 
-/* Blocks that share a sequence: enough to fill the GPU a few times over with the rows there are. */
-static uint32_t decode_splits(const struct device *d, uint32_t units)
-{
-    uint32_t wanted = 2u * (uint32_t)d->multiprocessors, splits = wanted / units;
-
-    return splits < 1 ? 1 : splits > SPLITS_MAX ? SPLITS_MAX : splits;
-}
-
 static int attention_run(struct device *d, const struct op *op, struct err *err)
 {
     const struct ops_model *m = &d->model;
-    uint32_t tiles = (m->heads / m->kv_heads + DECODE_ROWS - 1) / DECODE_ROWS;
     struct attention_args a = {
         .qkv = op->a[0]->data,
         .out = op->a[1]->data,
@@ -150,6 +141,7 @@ static int attention_run(struct device *d, const struct op *op, struct err *err)
         .tokens = d->tokens_count,
         .tile_count = d->tiles_count,
         .decode_count = d->decode_count,
+        .multiprocessors = (uint32_t)d->multiprocessors,
         .qkv_stride = op->a[0]->width,
         .out_stride = op->a[1]->width,
         .heads = m->heads,
@@ -166,10 +158,8 @@ static int attention_run(struct device *d, const struct op *op, struct err *err)
         rc = launch_attention_any(d->stream, d->type, &a);
         return rc == cudaSuccess ? 0 : cuda_fail(d, rc, "attention", err);
     }
-    if (d->decode_count) {
-        a.splits = decode_splits(d, d->decode_count * m->kv_heads * tiles);
+    if (d->decode_count)
         rc = launch_attention_decode(d->stream, d->type, &a);
-    }
     if (d->tiles_count && rc == cudaSuccess)
         rc = launch_attention_prefill(d->stream, d->type, &a);
     return rc == cudaSuccess ? 0 : cuda_fail(d, rc, "attention", err);

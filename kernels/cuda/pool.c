@@ -138,9 +138,10 @@ static int frame_alloc(struct device *d, struct err *err)
     return allocate_all(d, wants, sizeof wants / sizeof *wants, err);
 }
 
-/* Units of the decode kernel whose parts are in memory: launches that split have fewer units times
- * splits than twice this. */
-static uint32_t units_max(const struct device *d)
+/* Parts of decode attention that are in memory at once, at most, and the counters of those who add
+ * them up: a unit is split only as far as its parts fit the GPU at once, two blocks a
+ * multiprocessor. */
+static uint32_t parts_max(const struct device *d)
 {
     return 4u * (uint32_t)d->multiprocessors;
 }
@@ -148,13 +149,13 @@ static uint32_t units_max(const struct device *d)
 static int scratch_alloc(struct device *d, struct err *err)
 {
     const struct ops_model *m = &d->model;
-    uint32_t group_tiles = (m->heads / m->kv_heads + DECODE_ROWS - 1) / DECODE_ROWS;
     size_t hidden = (size_t)d->tokens_max * m->hidden * 2;
     size_t tokens = d->tokens_max < GATE_UP_TOKENS ? d->tokens_max : GATE_UP_TOKENS;
     size_t gate_up = tokens * 2 * m->intermediate * 2;
-    size_t arrivals = (size_t)d->num_slots * m->kv_heads * group_tiles * 4;
+    size_t arrivals = (size_t)parts_max(d) * 4;
     const struct want wants[] = {
-        {&d->partials, (size_t)2 * units_max(d) * DECODE_ROWS * (m->head_dim + 2) * sizeof(float),
+        {&d->partials,
+         (size_t)parts_max(d) * DECODE_ROWS * PART_STRIDE(m->head_dim) * sizeof(float),
          "attention parts"},
         {&d->arrivals, arrivals, "attention counters"},
     };

@@ -1,0 +1,361 @@
+/* Attention of single tokens on Hopper. The blocks of a unit are a cluster: all its warps take the
+ * tiles in turn, each block hands its part of the sums to those that finish them through shared
+ * memory. A long sequence is shared by several clusters, whose parts go through memory: the last
+ * warp to arrive adds them up. */
+#include "kernels/cuda/attention_decode.cuh"
+
+#define WARP_KEYS (TILE / WARPS)
+#define STAGES 3  /* tiles of a warp in shared memory */
+#define LOOKUPS 3 /* tiles of a warp whose places are known ahead */
+#define CLUSTER_MAX 8u
+#define SM_BLOCKS 2u /* that a multiprocessor holds: shared memory is for no more */
+#define PARTS_MAX 8u /* clusters of a unit */
+
+/* What a block of a cluster is sent, in bytes: of every `ranks`th group of 32 pairs of numbers, all
+ * blocks' parts, 16 bytes a pair. The first is sent most. */
+static __host__ __device__ __forceinline__ uint32_t exchange_bytes(uint32_t groups, uint32_t ranks,
+                                                                   uint32_t rank)
+{
+    return ((groups + ranks - 1 - rank) & -ranks) * 32 * 16;
+}
+
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+
+/* A cluster goes through 512 positions in about 0.5 us, and a part costs about 2 us to be handed
+ * on: fewer positions than SHARED_FROM are faster on one cluster alone. From there on what counts
+ * is bytes, and a part has at least PART_KEYS. */
+#define PART_KEYS 1024u
+#define SHARED_FROM (3 * PART_KEYS)
+
+static __device__ __forceinline__ uint32_t parts_worth(uint32_t keys, uint32_t most)
+{
+    uint32_t parts = keys < SHARED_FROM ? 1 : keys / PART_KEYS;
+
+    return parts < most ? parts : most;
+}
+
+/* Which block this is of a cluster's `ranks` (a power of two), and which cluster of a unit's. */
+struct team {
+    uint32_t rank, ranks, part, parts;
+};
+
+/* What other blocks of the cluster send to this one's shared memory is counted by `barrier`, once:
+ * it opens when `bytes` have come. Nobody may send before exchange_ready(). */
+static __device__ __forceinline__ void exchange_open(uint32_t barrier, uint32_t bytes)
+{
+    if (threadIdx.x == 0) {
+        asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(barrier) : "memory");
+        asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+        asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier),
+                     "r"(bytes)
+                     : "memory");
+    }
+    __syncwarp();
+    asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
+}
+
+static __device__ __forceinline__ void exchange_ready(void)
+{
+    asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+
+static __device__ __forceinline__ void exchange_wait(uint32_t barrier)
+{
+    uint32_t open;
+
+    do
+        asm volatile("{\n\t"
+                     ".reg .pred p;\n\t"
+                     "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], 0;\n\t"
+                     "selp.u32 %0, 1, 0, p;\n\t"
+                     "}"
+                     : "=r"(open)
+                     : "r"(barrier)
+                     : "memory");
+    while (!open);
+}
+
+/* 16 bytes to block `rank`'s shared memory; addresses are this block's of the same things. */
+static __device__ __forceinline__ void exchange_send(uint32_t to, uint32_t barrier, uint32_t rank,
+                                                     float4 x)
+{
+    asm volatile("{\n\t"
+                 ".reg .b32 to, counter;\n\t"
+                 "mapa.shared::cluster.u32 to, %0, %2;\n\t"
+                 "mapa.shared::cluster.u32 counter, %1, %2;\n\t"
+                 "st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 "
+                 "[to], {%3, %4, %5, %6}, [counter];\n\t"
+                 "}" ::"r"(to),
+                 "r"(barrier), "r"(rank), "f"(x.x), "f"(x.y), "f"(x.z), "f"(x.w)
+                 : "memory");
+}
+
+/* The tiles a warp has still to load. Pages are looked up a few tiles ahead, each lane those of one
+ * key. */
+struct queue {
+    uint32_t first, step; /* position of the next tile; from one to the next */
+    uint32_t end;
+    uint32_t pages[LOOKUPS], offsets[LOOKUPS]; /* of this lane's key of each */
+};
+
+/* i'th: of the tile `ahead` of the next one; of the last key where there is none. */
+static __device__ __forceinline__ void queue_look(struct queue &q, const struct keys &s, uint32_t i,
+                                                  uint32_t ahead)
+{
+    uint32_t position = q.first + ahead * q.step + threadIdx.x % WARP_KEYS, page;
+
+    position = position < q.end ? position : q.end - 1;
+    page = position / s.page_size;
+    q.offsets[i] = position - page * s.page_size;
+    q.pages[i] = s.pages[page];
+}
+
+/* The next tile, if there is one, to shared memory: k, then v; one group of copies. Zeros from the
+ * end on, since what nobody has written may be NaN. */
+template <int D>
+static __device__ __forceinline__ void queue_load(struct queue &q, const struct keys &s,
+                                                  uint32_t to)
+{
+    const uint32_t chunks = D / 8;
+    uint32_t lane = threadIdx.x % 32;
+
+    if (q.first < q.end) {
+        /* page, head and offset as one number: a layer has fewer than 2^32 keys */
+        uint32_t own = (q.pages[0] * s.kv_heads + s.head) * s.page_size + q.offsets[0];
+
+#pragma unroll
+        for (uint32_t i = 0; i < WARP_KEYS * chunks / 32; i++) {
+            uint32_t key = (i * 32 + lane) / chunks, chunk = lane % chunks;
+            size_t at = (size_t)__shfl_sync(0xffffffffu, own, key) * D + chunk * 8;
+            uint32_t dst = to + swizzle<D>(key, chunk);
+            bool valid = q.first + key < q.end;
+
+            copy16(dst, s.k + at, valid);
+            copy16(dst + WARP_KEYS * D * 2, s.v + at, valid);
+        }
+    }
+    copies_commit();
+    q.first += q.step;
+#pragma unroll
+    for (uint32_t i = 0; i + 1 < LOOKUPS; i++) {
+        q.pages[i] = q.pages[i + 1];
+        q.offsets[i] = q.offsets[i + 1];
+    }
+    queue_look(q, s, LOOKUPS - 1, LOOKUPS - 1);
+}
+
+/* The i'th two numbers of a unit, a cluster's part, to where they belong: the output, or memory,
+ * from where the last of the clusters' warps to arrive adds them up. All lanes of a warp. */
+template <class T, int D>
+static __device__ __forceinline__ void pair_put(const struct attention_args &a,
+                                                const struct unit &u, const struct team &t,
+                                                uint32_t i, float2 value, float top, float sum)
+{
+    const uint32_t pairs = DECODE_ROWS * (D / 2);
+    float4 *at = reinterpret_cast<float4 *>(a.partials) + (size_t)u.index * PARTS_MAX * pairs + i;
+    uint32_t *arrivals = a.arrivals + u.index * (pairs / 32) + i / 32, arrived = 0;
+    float2 own[PARTS_MAX], values[PARTS_MAX];
+
+    if (t.parts > 1) {
+        at[t.part * pairs] = make_float4(value.x, value.y, top, sum);
+        __threadfence();
+        __syncwarp();
+        if (threadIdx.x % 32 == 0)
+            arrived = atomicAdd(arrivals, 1u);
+        arrived = __shfl_sync(0xffffffffu, arrived, 0);
+        if (arrived != t.parts - 1)
+            return;
+        __threadfence();
+#pragma unroll
+        for (uint32_t p = 0; p < PARTS_MAX; p++) {
+            float4 x =
+                p < t.parts ? __ldcg(at + p * pairs) : make_float4(0.0f, 0.0f, -CUDART_INF_F, 0.0f);
+
+            values[p] = make_float2(x.x, x.y);
+            own[p] = make_float2(x.z, x.w);
+        }
+        value = parts_merge(own, values, &top, &sum);
+        if (threadIdx.x % 32 == 0)
+            *arrivals = 0;
+    }
+    *reinterpret_cast<uint32_t *>(unit_out<T, D>(a, u) + i * 2) =
+        half_ops<T>::narrow2(__fdividef(value.x, sum), __fdividef(value.y, sum));
+}
+
+/* The warps' parts, one behind the other in shared memory, to the blocks that finish them: groups
+ * of 32 pairs of numbers belong to the blocks in turn. An inbox has all blocks' parts of a group,
+ * then those of the next. */
+template <int D>
+static __device__ __forceinline__ void parts_send(const struct unit &u, const struct team &t,
+                                                  const float *parts, uint32_t stride,
+                                                  float4 *inbox, uint32_t barrier)
+{
+    for (uint32_t i = threadIdx.x; i < u.heads * (D / 2); i += THREADS) {
+        uint32_t m = i / (D / 2), d = i % (D / 2) * 2, group = i / 32;
+        float4 *to = inbox + ((group & -t.ranks) + t.rank) * 32 + i % 32;
+        float top, sum;
+        float2 value = warps_merge<D>(parts + m * PART_STRIDE(D), stride, d, &top, &sum);
+        float4 x = make_float4(value.x, value.y, top, sum);
+
+        if (t.ranks > 1)
+            exchange_send(shared_address(to), barrier, group & (t.ranks - 1), x);
+        else
+            *to = x; /* for this thread */
+    }
+}
+
+/* The blocks' parts of what this one finishes, in order, and on with them. */
+template <class T, int D>
+static __device__ __forceinline__ void parts_finish(const struct attention_args &a,
+                                                    const struct unit &u, const struct team &t,
+                                                    const float4 *inbox)
+{
+    uint32_t groups = u.heads * (D / 2) / 32, lane = threadIdx.x % 32;
+
+    for (uint32_t k = threadIdx.x / 32; k * t.ranks + t.rank < groups; k += WARPS) {
+        float2 own[CLUSTER_MAX], values[CLUSTER_MAX], value;
+        float top, sum;
+
+#pragma unroll
+        for (uint32_t c = 0; c < CLUSTER_MAX; c++) {
+            float4 x = c < t.ranks ? inbox[(k * t.ranks + c) * 32 + lane]
+                                   : make_float4(0.0f, 0.0f, -CUDART_INF_F, 0.0f);
+
+            values[c] = make_float2(x.x, x.y);
+            own[c] = make_float2(x.z, x.w);
+        }
+        value = parts_merge(own, values, &top, &sum);
+        pair_put<T, D>(a, u, t, (k * t.ranks + t.rank) * 32 + lane, value, top, sum);
+    }
+}
+
+/* Shared memory: the warps' rings of tiles, over which their parts go; the inbox. */
+template <class T, int D>
+static __device__ __forceinline__ void cluster_attend(const struct attention_args &a)
+{
+    extern __shared__ uint4 shared[];
+    __shared__ uint64_t counter;
+    const uint32_t tile_bytes = 2 * WARP_KEYS * D * 2, ring_floats = STAGES * tile_bytes / 4;
+    uint32_t warp = threadIdx.x / 32, barrier = shared_address(&counter), turn = 0;
+    uint32_t ring = shared_address(shared) + warp * STAGES * tile_bytes;
+    float *parts = reinterpret_cast<float *>(shared);
+    float4 *inbox = reinterpret_cast<float4 *>(parts + WARPS * ring_floats);
+    struct team t = {blockIdx.x, gridDim.x, blockIdx.z / a.decode_count, 0};
+    struct unit u = unit_of(a, blockIdx.z - t.part * a.decode_count);
+    uint32_t begin = u.first / WARP_KEYS * WARP_KEYS, end = u.row.start + 1;
+    struct queue q;
+    struct rows16<D> r;
+
+    static_assert(DECODE_ROWS * PART_STRIDE(D) <= ring_floats, "a warp's part fits its ring");
+    t.parts = parts_worth(end - begin, gridDim.z / a.decode_count);
+    if (t.part >= t.parts)
+        return; /* other clusters wait for the kernel before */
+    begin += ((t.part * t.ranks + t.rank) * WARPS + warp) * WARP_KEYS;
+    q.first = begin;
+    q.step = t.parts * t.ranks * TILE;
+    q.end = end;
+#pragma unroll
+    for (uint32_t i = 0; i < LOOKUPS; i++)
+        queue_look(q, u.keys, i, i);
+    if (t.ranks > 1)
+        exchange_open(barrier, exchange_bytes(u.heads * (D / 2) / 32, t.ranks, t.rank));
+    /* Keys of earlier positions are there since earlier steps, and the frame since the step's
+     * upload: only the queries and the newest key, in one warp's last tile, have to be waited for.
+     */
+    for (; turn < STAGES && (q.first + WARP_KEYS <= u.row.start || q.first >= end); turn++)
+        queue_load<D>(q, u.keys, ring + turn * tile_bytes);
+    rows_reset(r);
+    previous_wait();
+    unit_query(r, a, u, end);
+    for (; turn < STAGES; turn++)
+        queue_load<D>(q, u.keys, ring + turn * tile_bytes);
+    turn = 0;
+    for (uint32_t p = begin; p < end; p += q.step) {
+        uint32_t here = ring + turn * tile_bytes;
+
+        copies_wait<STAGES - 1>();
+        __syncwarp();
+        rows_attend<T, D, WARP_KEYS>(r, here, here + tile_bytes / 2, p, a.scale * LOG2E);
+        __syncwarp();
+        queue_load<D>(q, u.keys, here);
+        turn = turn + 1 == STAGES ? 0 : turn + 1;
+    }
+    copies_wait<0>();
+    rows_finish(r);
+    rows_store(r, parts + warp * ring_floats, u.heads);
+    __syncthreads();
+    if (t.ranks > 1)
+        exchange_ready();
+    parts_send<D>(u, t, parts, ring_floats, inbox, barrier);
+    if (t.ranks > 1)
+        exchange_wait(barrier);
+    parts_finish<T, D>(a, u, t, inbox);
+}
+
+#endif
+
+/* Grid: (blocks of a cluster, units of a row, clusters of a unit * rows): the first clusters of all
+ * units come before the others, which most lengths leave nothing to do. */
+template <class T, int D>
+__global__ void __launch_bounds__(THREADS, SM_BLOCKS) cluster_kernel(struct attention_args a)
+{
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+    next_start();
+    cluster_attend<T, D>(a);
+#endif
+}
+
+template <int D> static size_t cluster_bytes(uint32_t groups, uint32_t ranks)
+{
+    return WARPS * STAGES * 2 * WARP_KEYS * D * 2 + exchange_bytes(groups, ranks, 0);
+}
+
+/* The largest clusters with which all units fit the GPU at once: 8 blocks for up to 33 units of 132
+ * multiprocessors, 4 up to 66, 2 up to 132, then single blocks. Of the largest, as many for a unit
+ * as fit: so a unit has several only where few units have, which bounds what pool.c allocates. */
+template <class T, int D>
+static cudaError_t launch_clusters(cudaStream_t s, const struct attention_args *a, uint32_t units)
+{
+    uint32_t group = a->heads / a->kv_heads, rows = group < DECODE_ROWS ? group : DECODE_ROWS;
+    uint32_t room = SM_BLOCKS * a->multiprocessors, ranks = CLUSTER_MAX, parts;
+
+    while (ranks > 1 && units * ranks > room)
+        ranks /= 2;
+    parts = room / (units * ranks);
+    parts = parts < 1 ? 1 : parts > PARTS_MAX ? PARTS_MAX : parts;
+    return launch_clustered(cluster_kernel<T, D>,
+                            dim3(ranks, units / a->decode_count, parts * a->decode_count), ranks,
+                            THREADS, cluster_bytes<D>(rows * (D / 2) / 32, ranks), s, *a);
+}
+
+template <class T, int D> static cudaError_t kernel_setup(void)
+{
+    return cudaFuncSetAttribute(cluster_kernel<T, D>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                (int)cluster_bytes<D>(DECODE_ROWS * (D / 2) / 32, CLUSTER_MAX));
+}
+
+cudaError_t decode_hopper_setup(void)
+{
+    cudaError_t rc = kernel_setup<__nv_bfloat16, 64>();
+
+    if (rc == cudaSuccess)
+        rc = kernel_setup<__nv_bfloat16, 128>();
+    if (rc == cudaSuccess)
+        rc = kernel_setup<__half, 64>();
+    return rc == cudaSuccess ? kernel_setup<__half, 128>() : rc;
+}
+
+template <class T>
+static cudaError_t launch_clusters_of(cudaStream_t s, const struct attention_args *a,
+                                      uint32_t units)
+{
+    return a->head_dim == 64 ? launch_clusters<T, 64>(s, a, units)
+                             : launch_clusters<T, 128>(s, a, units);
+}
+
+cudaError_t launch_decode_hopper(cudaStream_t s, enum half_type t, const struct attention_args *a,
+                                 uint32_t units)
+{
+    return t == HALF_BF16 ? launch_clusters_of<__nv_bfloat16>(s, a, units)
+                          : launch_clusters_of<__half>(s, a, units);
+}
