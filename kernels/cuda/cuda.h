@@ -41,6 +41,11 @@ struct act {
     void *data;   /* (tokens_max, width) */
     float *wide;  /* (tokens_max, width) where width is the hidden size: the residual stream */
     bool is_wide; /* which of the two was written last */
+    /* Not NULL: data, still to be made (norm.c), is the norm of this residual with pending_norm.
+     * Set when operations run, not when they are noted. */
+    const struct act *pending;
+    const struct weight *pending_norm;
+    uint32_t pending_rows;
     struct act *next;
 };
 
@@ -268,8 +273,19 @@ int replay_end(struct device *d, struct err *err);   /* the list is complete */
 void replay_forget(struct device *d); /* addresses have changed; graphs keep their memory */
 void replay_close(struct device *d);
 
+/* norm.c */
+bool norm_pends(const struct device *d, const struct weight *w); /* behind w's product */
+int act_ready(struct device *d, struct act *a, struct err *err); /* makes it, if it is pending */
+int acts_ready(struct device *d, struct err *err);
+/* Before residual is written to: norms of it are made, but for normed, which is written too. */
+int residual_changes(struct device *d, const struct act *residual, struct act *normed,
+                     struct err *err);
+
 /* gemm.c: y (m, n) = x (m, k) w^T + bias, y of the activation type or float32 (wide). */
 bool gemv_suits(const struct weight *w, uint32_t m);
+/* The step's rows of x, which may be pending, by the matrix-vector kernel, which suits. */
+int gemv(struct device *d, enum gemv_out out, const struct act *x, const struct weight *w,
+         const struct weight *bias, void *y, uint32_t y_stride, struct err *err);
 int gemm_open(struct device *d, struct err *err);
 void gemm_close(struct device *d);
 int gemm(struct device *d, const void *x, uint32_t m, const struct weight *w,

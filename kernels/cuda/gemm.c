@@ -200,6 +200,34 @@ bool gemv_suits(const struct weight *w, uint32_t m)
            (m == 1 || (m <= GEMV_ROWS && (size_t)w->rows * w->cols <= GEMV_SMALL));
 }
 
+static int gemv_run(struct device *d, enum gemv_out out, const struct gemv_args *a, struct err *err)
+{
+    cudaError_t rc = launch_gemv(d->stream, d->type, out, a);
+
+    return rc == cudaSuccess ? 0 : cuda_fail(d, rc, "matrix-vector product", err);
+}
+
+int gemv(struct device *d, enum gemv_out out, const struct act *x, const struct weight *w,
+         const struct weight *bias, void *y, uint32_t y_stride, struct err *err)
+{
+    struct gemv_args a = {.x = x->data,
+                          .w = w->data,
+                          .bias = bias ? bias->data : NULL,
+                          .y = y,
+                          .m = d->tokens_count,
+                          .n = out == GEMV_SILU ? w->rows / 2 : w->rows,
+                          .k = w->cols,
+                          .y_stride = y_stride,
+                          .eps = d->model.norm_eps};
+
+    if (x->pending) {
+        a.x = NULL;
+        a.residual = x->pending->wide;
+        a.norm = x->pending_norm->wide;
+    }
+    return gemv_run(d, out, &a, err);
+}
+
 int gemm(struct device *d, const void *x, uint32_t m, const struct weight *w,
          const struct weight *bias, void *y, uint32_t y_stride, bool wide, struct err *err)
 {
@@ -216,10 +244,16 @@ int gemm(struct device *d, const void *x, uint32_t m, const struct weight *w,
     int rc;
 
     if (gemv_suits(w, m)) {
-        cudaError_t launched = launch_gemv(d->stream, d->type, wide ? GEMV_FLOAT : GEMV_HALF, x,
-                                           q.w, q.bias, y, m, w->rows, w->cols, y_stride);
+        const struct gemv_args a = {.x = x,
+                                    .w = q.w,
+                                    .bias = q.bias,
+                                    .y = y,
+                                    .m = m,
+                                    .n = w->rows,
+                                    .k = w->cols,
+                                    .y_stride = y_stride};
 
-        return launched == cudaSuccess ? 0 : cuda_fail(d, launched, "matrix-vector product", err);
+        return gemv_run(d, wide ? GEMV_FLOAT : GEMV_HALF, &a, err);
     }
     rc = plan_get(d, &key, &q, &p, err);
     if (rc)
@@ -240,12 +274,6 @@ bool gemm_silu(struct device *d, const void *x, uint32_t m, const struct weight 
     cudaError_t done;
 
     *rc = 0;
-    if (gemv_suits(w, m)) {
-        done = launch_gemv(d->stream, d->type, GEMV_SILU, x, w->data, NULL, out, m, n, w->cols,
-                           out_stride);
-        *rc = done == cudaSuccess ? 0 : cuda_fail(d, done, "gate and up", err);
-        return true;
-    }
     if (!skinny_suits(d, &key, m) || n % 4 || out_stride % 4)
         return false;
     *rc = plan_get(d, &key, &q, &p, err);

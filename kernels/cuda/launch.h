@@ -22,8 +22,9 @@ enum half_type { HALF_BF16, HALF_F16 };
 #define SPAN_PARTS 64u /* blocks that share one row's vocabulary */
 #define SPAN_PART_MAX 8192u
 #define RANKS_MAX 64u
-#define GEMV_ROWS 4u    /* rows of x that the matrix-vector kernel takes at most */
-#define DECODE_ROWS 16u /* query heads of one attention unit: a tensor core's rows */
+#define GEMV_ROWS 4u        /* rows of x that the matrix-vector kernel takes at most */
+#define GEMV_NORM_MAX 2048u /* width of rows whose norm it makes, at most */
+#define DECODE_ROWS 16u     /* query heads of one attention unit: a tensor core's rows */
 #define PREFILL_ROWS 64u
 /* Numbers of a row of a part of decode attention: sums of v, top and sum of the weights; more, so
  * that rows begin in different banks. */
@@ -107,7 +108,8 @@ struct prepare_args {
 cudaError_t launch_prepare(cudaStream_t s, const struct prepare_args *a);
 cudaError_t launch_embed(cudaStream_t s, const void *table, const uint32_t *token_id, void *out,
                          uint32_t tokens, uint32_t hidden, uint32_t begin, uint32_t count);
-/* residual = x, or += x unless fresh; normed = RMSNorm(residual) * weight. */
+/* residual = x, or += x unless fresh; normed = RMSNorm(residual) * weight. x may be NULL, for
+ * nothing, where hidden is a multiple of 4 and at most 8,192. */
 cudaError_t launch_add_norm(cudaStream_t s, enum half_type type, const void *x, float *residual,
                             const float *weight, void *normed, uint32_t tokens, uint32_t hidden,
                             float eps, int fresh);
@@ -130,11 +132,23 @@ cudaError_t launch_gather_rows(cudaStream_t s, const void *x, const uint32_t *in
 /* out = x, n values. */
 cudaError_t launch_narrow(cudaStream_t s, enum half_type type, const float *x, void *out, size_t n);
 
-/* gemv.cu: y (m, n) = x (m, k) w^T, m <= GEMV_ROWS, k % 8 == 0, 16-byte rows. */
-enum gemv_out { GEMV_HALF, GEMV_FLOAT, GEMV_SILU /* w (2 n, k), gate then up */ };
-cudaError_t launch_gemv(cudaStream_t s, enum half_type type, enum gemv_out out, const void *x,
-                        const void *w, const void *bias, void *y, uint32_t m, uint32_t n,
-                        uint32_t k, uint32_t y_stride);
+/* gemv.cu: y (m, n) = x (m, k) w^T + bias, m <= GEMV_ROWS, k % 8 == 0, 16-byte rows. */
+enum gemv_out {
+    GEMV_HALF,
+    GEMV_FLOAT,
+    GEMV_SILU,    /* w (2 n, k), gate then up */
+    GEMV_RESIDUAL /* float, y += */
+};
+struct gemv_args {
+    const void *x;                /* NULL, for GEMV_HALF and GEMV_SILU with k <= GEMV_NORM_MAX: */
+    const float *residual, *norm; /* x = RMSNorm(residual (m, k)) * norm (k) */
+    const void *w, *bias;         /* bias: GEMV_HALF's, or NULL */
+    void *y;
+    uint32_t m, n, k, y_stride;
+    float eps;
+};
+cudaError_t launch_gemv(cudaStream_t s, enum half_type type, enum gemv_out out,
+                        const struct gemv_args *a);
 
 /* gemm_skinny.cu, Hopper alone: the same with up to SKINNY_ROWS rows, n % 4 == 0 and y_stride % 4 ==
  * 0. w, x: maps of the matrices (tensor_map.c) in boxes of skinny_w_rows and skinny_x_rows rows, 64

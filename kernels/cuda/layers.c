@@ -22,10 +22,12 @@ static int embed_run(struct device *d, const struct op *op, struct err *err)
     const struct ops_model *m = &d->model;
     cudaError_t rc = launch_embed(d->stream, op->w[0]->data, d->token_id, d->scratch,
                                   d->tokens_count, m->hidden, m->vocab_begin, m->vocab_count);
+    int failed;
 
     if (rc != cudaSuccess)
         return cuda_fail(d, rc, "embed", err);
-    return reduce_norm(d, op->w[1], op->a[0], op->a[1], true, err);
+    failed = residual_changes(d, op->a[0], op->a[1], err);
+    return failed ? failed : reduce_norm(d, op->w[1], op->a[0], op->a[1], true, err);
 }
 
 int cuda_embed(struct device *d, const struct weight *embedding, const struct weight *norm,
@@ -45,8 +47,16 @@ int cuda_embed(struct device *d, const struct weight *embedding, const struct we
 
 static int linear_run(struct device *d, const struct op *op, struct err *err)
 {
-    return gemm(d, op->a[0]->data, d->tokens_count, op->w[0], op->w[1], op->a[1]->data,
-                op->a[1]->width, false, err);
+    const struct weight *w = op->w[0], *bias = op->w[1];
+    struct act *x = op->a[0], *out = op->a[1];
+    uint32_t m = d->tokens_count;
+    int rc = gemv_suits(w, m) ? 0 : act_ready(d, x, err);
+
+    if (!rc)
+        rc = x->pending ? gemv(d, GEMV_HALF, x, w, bias, out->data, out->width, err)
+                        : gemm(d, x->data, m, w, bias, out->data, out->width, false, err);
+    out->pending = NULL;
+    return rc;
 }
 
 int cuda_linear(struct device *d, const struct act *x, const struct weight *w,
@@ -104,8 +114,12 @@ static int qk_norm_rope_kv_run(struct device *d, const struct op *op, struct err
         .pages_per_slot = d->pages_per_slot,
         .eps = m->norm_eps,
     };
-    cudaError_t rc = launch_qk_norm_rope_kv(d->stream, d->type, &a);
+    int failed = act_ready(d, op->a[0], err);
+    cudaError_t rc;
 
+    if (failed)
+        return failed;
+    rc = launch_qk_norm_rope_kv(d->stream, d->type, &a);
     return rc == cudaSuccess ? 0 : cuda_fail(d, rc, "rotary embedding", err);
 }
 
@@ -153,7 +167,11 @@ static int attention_run(struct device *d, const struct op *op, struct err *err)
         .scale = m->attention_scale,
     };
     cudaError_t rc = cudaSuccess;
+    int failed = act_ready(d, op->a[0], err);
 
+    if (failed)
+        return failed;
+    op->a[1]->pending = NULL;
     if (!attention_has_tiles(m->head_dim)) {
         rc = launch_attention_any(d->stream, d->type, &a);
         return rc == cudaSuccess ? 0 : cuda_fail(d, rc, "attention", err);
@@ -184,10 +202,22 @@ int cuda_attention(struct device *d, uint32_t layer, const struct act *qkv, uint
 
 static int linear_reduce_norm_run(struct device *d, const struct op *op, struct err *err)
 {
-    int rc = gemm(d, op->a[0]->data, d->tokens_count, op->w[0], NULL, d->scratch, d->model.hidden,
-                  false, err);
+    const struct weight *w = op->w[0], *norm = op->w[1];
+    struct act *x = op->a[0], *residual = op->a[1], *normed = op->a[2];
+    int rc = act_ready(d, x, err);
 
-    return rc ? rc : reduce_norm(d, op->w[1], op->a[1], op->a[2], false, err);
+    if (!rc)
+        rc = residual_changes(d, residual, normed, err);
+    if (rc)
+        return rc;
+    if (norm_pends(d, w)) {
+        normed->pending = residual;
+        normed->pending_norm = norm;
+        normed->pending_rows = d->tokens_count;
+        return gemv(d, GEMV_RESIDUAL, x, w, NULL, residual->wide, residual->width, err);
+    }
+    rc = gemm(d, x->data, d->tokens_count, w, NULL, d->scratch, d->model.hidden, false, err);
+    return rc ? rc : reduce_norm(d, norm, residual, normed, false, err);
 }
 
 int cuda_linear_reduce_norm(struct device *d, const struct act *x, const struct weight *w,
@@ -213,12 +243,20 @@ int cuda_linear_reduce_norm(struct device *d, const struct act *x, const struct 
 static int gate_up_silu_run(struct device *d, const struct op *op, struct err *err)
 {
     const struct weight *w = op->w[0];
-    const struct act *x = op->a[0];
-    struct act *out = op->a[1];
+    struct act *x = op->a[0], *out = op->a[1];
     uint32_t n = w->rows / 2, most = GATE_UP_TOKENS;
-    int failed = 0;
+    int failed;
     cudaError_t rc;
 
+    if (gemv_suits(w, d->tokens_count)) {
+        failed = gemv(d, GEMV_SILU, x, w, NULL, out->data, out->width, err);
+        out->pending = NULL;
+        return failed;
+    }
+    failed = act_ready(d, x, err);
+    if (failed)
+        return failed;
+    out->pending = NULL;
     if (gemm_silu(d, x->data, d->tokens_count, w, out->data, out->width, &failed, err))
         return failed;
     for (uint32_t t = 0; t < d->tokens_count; t += most) {

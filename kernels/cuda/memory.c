@@ -345,6 +345,8 @@ static int act_settle(struct device *d, uint32_t tokens, struct err *err)
     if (tokens > d->tokens_max)
         return err_set(err, ERR_INVALID, "%u tokens of activations of %u", tokens, d->tokens_max);
     rc = replay_flush(d, err);
+    if (!rc)
+        rc = acts_ready(d, err);
     return rc ? rc : cuda_wait(d, err);
 }
 

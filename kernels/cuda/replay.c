@@ -37,7 +37,7 @@ static int run_all(struct device *d, struct err *err)
         if (rc)
             return rc;
     }
-    return 0;
+    return acts_ready(d, err);
 }
 
 int replay_flush(struct device *d, struct err *err)

@@ -17,7 +17,10 @@ static int logits_run(struct device *d, const struct op *op, struct err *err)
     bool every = d->results_count == d->tokens_count; /* rows of one token, all with a result */
     const void *last = every ? op->a[0]->data : d->last;
     cudaError_t rc = cudaSuccess;
+    int failed = act_ready(d, op->a[0], err);
 
+    if (failed)
+        return failed;
     if (!every)
         rc = launch_gather_rows(d->stream, op->a[0]->data, d->frame.result_token, d->last,
                                 d->results_count, d->model.hidden);

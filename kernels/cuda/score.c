@@ -135,6 +135,8 @@ int cuda_score(struct device *d, const struct act *normed, const struct weight *
     if (!rc)
         rc = replay_flush(d, err);
     if (!rc)
+        rc = acts_ready(d, err);
+    if (!rc)
         rc = rows_send(d, scores, count, &total, err);
     for (uint32_t i = 0; i < count && !rc; i++) {
         const struct frame_row *row = &d->frame_host.rows[scores[i].row];

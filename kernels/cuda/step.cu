@@ -1,7 +1,5 @@
 /* The small kernels of a step: upload, embedding, norms, activation, rotary embedding. */
-#include "kernels/cuda/half.cuh"
-
-#define NORM_THREADS 256
+#include "kernels/cuda/norm.cuh"
 
 __global__ void patches_kernel(const uint32_t *staging, const struct patch *patches)
 {
@@ -59,18 +57,16 @@ cudaError_t launch_embed(cudaStream_t s, const void *table, const uint32_t *toke
     return cudaGetLastError();
 }
 
-static __device__ float block_sum(float x)
+/* A row's scale, of the threads' sums of squares. */
+static __device__ float block_scale(float sum, uint32_t hidden, float eps)
 {
-    __shared__ float parts[NORM_THREADS / 32];
-    float sum = 0.0f;
+    __shared__ float parts[NORM_WARPS];
 
-    x = warp_sum(x);
+    sum = warp_sum(sum);
     if (threadIdx.x % 32 == 0)
-        parts[threadIdx.x / 32] = x;
+        parts[threadIdx.x / 32] = sum;
     __syncthreads();
-    for (int i = 0; i < NORM_THREADS / 32; i++)
-        sum += parts[i];
-    return sum;
+    return norm_scale(parts, hidden, eps);
 }
 
 /* One block a token; rows of any width. */
@@ -92,7 +88,7 @@ __global__ void __launch_bounds__(NORM_THREADS)
         r[i] = v;
         sum += v * v;
     }
-    scale = rsqrtf(block_sum(sum) / (float)hidden + eps);
+    scale = block_scale(sum, hidden, eps);
     for (uint32_t i = threadIdx.x; i < hidden; i += NORM_THREADS)
         out[i] = ops::narrow(r[i] * scale * weight[i]);
 }
@@ -107,7 +103,7 @@ __global__ void __launch_bounds__(NORM_THREADS)
 {
     typedef half_ops<T> ops;
     float *r = residual + (size_t)blockIdx.x * hidden, sum = 0.0f, scale;
-    const T *in = x + (size_t)blockIdx.x * hidden;
+    const T *in = x ? x + (size_t)blockIdx.x * hidden : NULL;
     T *out = normed + (size_t)blockIdx.x * hidden;
     float4 kept[NORM_KEPT], w[NORM_KEPT];
 
@@ -125,47 +121,50 @@ __global__ void __launch_bounds__(NORM_THREADS)
         uint32_t i = (k * NORM_THREADS + threadIdx.x) * 4;
 
         if (i < hidden) {
-            uint2 packed = *reinterpret_cast<const uint2 *>(in + i);
-            float2 a = ops::widen2(packed.x), b = ops::widen2(packed.y);
-            float4 v = make_float4(a.x, a.y, b.x, b.y);
+            float4 v = fresh ? make_float4(0.0f, 0.0f, 0.0f, 0.0f)
+                             : *reinterpret_cast<const float4 *>(r + i);
 
-            if (!fresh) {
-                float4 old = *reinterpret_cast<float4 *>(r + i);
+            if (in) {
+                uint2 packed = *reinterpret_cast<const uint2 *>(in + i);
+                float2 a = ops::widen2(packed.x), b = ops::widen2(packed.y);
 
-                v = make_float4(old.x + v.x, old.y + v.y, old.z + v.z, old.w + v.w);
+                v = make_float4(v.x + a.x, v.y + a.y, v.z + b.x, v.w + b.y);
+                *reinterpret_cast<float4 *>(r + i) = v;
             }
-            *reinterpret_cast<float4 *>(r + i) = kept[k] = v;
-            sum += v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w;
+            kept[k] = v;
+            sum += norm_squares(v);
         }
     }
-    scale = rsqrtf(block_sum(sum) / (float)hidden + eps);
+    scale = block_scale(sum, hidden, eps);
 #pragma unroll
     for (uint32_t k = 0; k < NORM_KEPT; k++) {
         uint32_t i = (k * NORM_THREADS + threadIdx.x) * 4;
-        float4 v = kept[k];
 
         if (i < hidden)
-            *reinterpret_cast<uint2 *>(out + i) =
-                make_uint2(ops::narrow2(v.x * scale * w[k].x, v.y * scale * w[k].y),
-                           ops::narrow2(v.z * scale * w[k].z, v.w * scale * w[k].w));
+            *reinterpret_cast<uint2 *>(out + i) = norm_narrow<T>(kept[k], scale, w[k]);
     }
+}
+
+static bool norm_fits(uint32_t hidden)
+{
+    return hidden % 4 == 0 && hidden <= NORM_KEPT * NORM_THREADS * 4;
 }
 
 template <class T>
 static cudaError_t add_norm(cudaStream_t s, const void *x, float *residual, const float *weight,
                             void *normed, uint32_t tokens, uint32_t hidden, float eps, int fresh)
 {
-    bool fits = hidden % 4 == 0 && hidden <= NORM_KEPT * NORM_THREADS * 4;
-
-    return launch_chained(fits ? add_norm_kernel<T> : add_norm_any_kernel<T>, dim3(tokens),
-                          NORM_THREADS, 0, s, static_cast<const T *>(x), residual, weight,
-                          static_cast<T *>(normed), hidden, eps, fresh);
+    return launch_chained(norm_fits(hidden) ? add_norm_kernel<T> : add_norm_any_kernel<T>,
+                          dim3(tokens), NORM_THREADS, 0, s, static_cast<const T *>(x), residual,
+                          weight, static_cast<T *>(normed), hidden, eps, fresh);
 }
 
 cudaError_t launch_add_norm(cudaStream_t s, enum half_type type, const void *x, float *residual,
                             const float *weight, void *normed, uint32_t tokens, uint32_t hidden,
                             float eps, int fresh)
 {
+    if (!x && !norm_fits(hidden))
+        return cudaErrorInvalidValue;
     return type == HALF_BF16
                ? add_norm<__nv_bfloat16>(s, x, residual, weight, normed, tokens, hidden, eps, fresh)
                : add_norm<__half>(s, x, residual, weight, normed, tokens, hidden, eps, fresh);
