@@ -2,9 +2,10 @@
  * is kept online, scores never leave registers. The query heads of one KV head share its keys, so
  * the rows of a block are (token, head of the group) pairs.
  *
- * Prefill: a block takes PREFILL_ROWS rows, 16 a warp; all warps see the same keys. Decode: a block
- * takes the DECODE_ROWS heads of one token; each warp sees every fourth tile of 16 keys, blocks
- * share the positions of a sequence, and the last block to finish adds the parts in order. */
+ * Prefill, where prefill_hopper.cu does not serve: a block takes PREFILL_ROWS rows, 16 a warp; all
+ * warps see the same keys. Decode: a block takes the DECODE_ROWS heads of one token; each warp sees
+ * every fourth tile of 16 keys, blocks share the positions of a sequence, and the last block to
+ * finish adds the parts in order. */
 #include "kernels/cuda/half.cuh"
 
 #include <math_constants.h>
@@ -647,7 +648,9 @@ cudaError_t attention_setup(void)
         rc = kernels_setup<__nv_bfloat16, 128>();
     if (rc == cudaSuccess)
         rc = kernels_setup<__half, 64>();
-    return rc == cudaSuccess ? kernels_setup<__half, 128>() : rc;
+    if (rc == cudaSuccess)
+        rc = kernels_setup<__half, 128>();
+    return rc == cudaSuccess ? prefill_hopper_setup() : rc;
 }
 
 template <class T> static cudaError_t prefill(cudaStream_t s, const struct attention_args *a)
@@ -664,6 +667,8 @@ template <class T> static cudaError_t prefill(cudaStream_t s, const struct atten
 cudaError_t launch_attention_prefill(cudaStream_t s, enum half_type t,
                                      const struct attention_args *a)
 {
+    if (a->tile_rows == PREFILL_ROWS_HOPPER)
+        return launch_prefill_hopper(s, t, a);
     return t == HALF_BF16 ? prefill<__nv_bfloat16>(s, a) : prefill<__half>(s, a);
 }
 

@@ -148,7 +148,8 @@ struct device {
     char *kv;
     bool prepared, pooled;
     bool capturing; /* steps are captured, not run */
-    uint32_t num_pages, page_size, num_slots, tokens_max, context_max, pages_per_slot, tiles_max;
+    uint32_t num_pages, page_size, num_slots, tokens_max, context_max, pages_per_slot;
+    uint32_t tile_rows, tiles_max; /* of attention over prompts */
     struct slot *slots;
     struct slot_state *slot_states;
     struct slot_bias *slot_biases;

@@ -24,6 +24,7 @@ enum half_type { HALF_BF16, HALF_F16 };
 #define GEMV_ROWS 4u    /* rows of x that the matrix-vector kernel takes at most */
 #define DECODE_ROWS 16u /* query heads of one attention unit: a tensor core's rows */
 #define PREFILL_ROWS 64u
+#define PREFILL_ROWS_HOPPER 128u
 #define SPLITS_MAX 64u /* blocks that share a sequence in decode */
 
 /* A copy from the staging buffer to anywhere in device memory, in words. */
@@ -52,7 +53,8 @@ struct frame_row {
     uint32_t token; /* index of its first token in the step */
 };
 
-/* Rows of one attention block: PREFILL_ROWS (token, head of the group) pairs from `first` on. */
+/* Rows of one attention block: attention_tile_rows (token, head of the group) pairs from `first`
+ * on. */
 struct frame_tile {
     uint32_t row, first;
 };
@@ -147,8 +149,10 @@ struct attention_args {
     uint32_t *arrivals; /* one a (decode row, head tile); zero between launches */
     uint32_t tokens, tile_count, decode_count, splits;
     uint32_t qkv_stride, out_stride, heads, kv_heads, head_dim, page_size, pages_per_slot;
+    uint32_t pages;     /* that k and v have */
+    uint32_t tile_rows; /* prefill: of a tile; it chooses the kernel */
     uint32_t window;
-    float scale;
+    float scale; /* positive */
 };
 int attention_has_tiles(uint32_t head_dim); /* whether tensor-core kernels exist for it */
 cudaError_t attention_setup(void);          /* once a device */
@@ -157,6 +161,12 @@ cudaError_t launch_attention_prefill(cudaStream_t s, enum half_type t,
 cudaError_t launch_attention_decode(cudaStream_t s, enum half_type t,
                                     const struct attention_args *a);
 cudaError_t launch_attention_any(cudaStream_t s, enum half_type t, const struct attention_args *a);
+
+/* prefill_hopper.cu: what attention_setup and launch_attention_prefill do with PREFILL_ROWS_HOPPER.
+ */
+uint32_t attention_tile_rows(uint32_t head_dim, uint32_t page_size); /* of the faster kernel */
+cudaError_t prefill_hopper_setup(void);
+cudaError_t launch_prefill_hopper(cudaStream_t s, enum half_type t, const struct attention_args *a);
 
 /* A position whose token is known. */
 struct score_row {
