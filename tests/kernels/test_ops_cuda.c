@@ -116,7 +116,49 @@ static const struct lengths scenes[][8] = {
     {{0, 300}}, {{17, 1}, {0, 33}, {100, 70}, {250, 1}, {5, 2}, {640, 1}},
     {{900, 1}}, {{513, 64}, {1, 1}},
 };
-static const uint32_t windows[] = {0, 7, 64, 100};
+/* Prompts: of whole tiles and a row more or less, behind prefixes that end within a page. */
+static const struct lengths prompts[][8] = {
+    {{0, 300}},
+    {{0, 128}, {0, 129}, {0, 127}},
+    {{399, 400}},
+    {{130, 2}, {511, 130}, {1, 5}, {0, 257}},
+    {{77, 64}, {600, 100}, {0, 2}, {900, 3}, {8, 1}, {255, 2}, {256, 17}},
+};
+static const struct shape prompt_shapes[] = {
+    {64, 2, 2, 64, 64, 100, 16, DTYPE_BF16},  {64, 4, 2, 128, 64, 100, 16, DTYPE_F16},
+    {64, 4, 1, 64, 64, 100, 32, DTYPE_F16},   {64, 10, 2, 128, 64, 100, 8, DTYPE_BF16},
+    {64, 8, 1, 128, 64, 100, 16, DTYPE_BF16}, {64, 24, 1, 64, 64, 100, 24, DTYPE_BF16},
+    {64, 5, 1, 128, 64, 100, 48, DTYPE_F16},  {64, 2, 1, 128, 64, 100, 256, DTYPE_BF16},
+    {64, 3, 1, 64, 64, 100, 128, DTYPE_BF16}, {64, 5, 1, 128, 64, 100, 12, DTYPE_BF16},
+};
+#define PROMPT_SHAPES (sizeof prompt_shapes / sizeof *prompt_shapes)
+
+static const uint32_t windows[] = {0, 7, 64, 100, 128, 300};
+
+/* The pages that a scene is about to use hold what a kernel must not read. */
+static void pages_poison(struct pair *p, const struct lengths *scene, struct both_acts *qkv)
+{
+    uint32_t size = p->shape.page_size, each = size < 256 ? 256 / size : 1, pages = 0;
+    uint32_t tokens[512] = {0};
+
+    for (uint32_t i = 0; i < 8 && scene[i].count; i++)
+        pages += (scene[i].start + scene[i].count + 40 + size - 1) / size;
+    for (uint32_t at = 0; at < pages; at += each) {
+        uint32_t n = pages - at < each ? pages - at : each;
+        struct ops_row row = {.slot = 0, .count = n * size};
+
+        for (int b = 0; b < 2; b++) {
+            must(p->ops[b]->slot_open(p->device[b], 0, tokens, row.count, 0, &greedy, &err));
+            must(p->ops[b]->slot_pages(p->device[b], 0, 0, p->page_list + at, n, &err));
+        }
+        step_begin(p, &row, 1);
+        act_poison(p, qkv, row.count);
+        for (int b = 0; b < 2; b++)
+            must(p->ops[b]->qk_norm_rope_kv(p->device[b], 1, qkv->a[b], NULL, NULL, &err));
+        step_end(p);
+        slots_clear(p, 1);
+    }
+}
 
 static uint32_t scene_open(struct pair *p, const struct lengths *scene, struct both_acts *qkv,
                            const struct both_weights *q_norm, const struct both_weights *k_norm,
@@ -124,6 +166,7 @@ static uint32_t scene_open(struct pair *p, const struct lengths *scene, struct b
 {
     uint32_t count = 0;
 
+    pages_poison(p, scene, qkv);
     for (; count < 8 && scene[count].count; count++)
         slot_fill(p, count, scene[count].start + scene[count].count, 0, &greedy);
     for (uint32_t i = 0; i < count; i++) {
@@ -156,48 +199,75 @@ static void attention_compare(struct pair *p, const struct both_acts *qkv, struc
     }
 }
 
+static void scene_compare(struct pair *p, const struct lengths *scene, struct both_acts *qkv,
+                          struct both_acts *out, const struct both_weights *q_norm,
+                          const struct both_weights *k_norm, struct worst worst[2])
+{
+    struct ops_row rows[8];
+    uint32_t tokens = 0, count = scene_open(p, scene, qkv, q_norm, k_norm, rows);
+
+    for (uint32_t r = 0; r < count; r++)
+        tokens += rows[r].count;
+    step_begin(p, rows, count);
+    act_fill(p, qkv, tokens, 2.0f);
+    for (int b = 0; b < 2; b++)
+        must(p->ops[b]->qk_norm_rope_kv(p->device[b], 1, qkv->a[b], q_norm ? q_norm->w[b] : NULL,
+                                        k_norm ? k_norm->w[b] : NULL, &err));
+    /* q alone stays in qkv; k and v are seen through attention. */
+    cols_compare(p, qkv, tokens, p->shape.heads * p->shape.head_dim, &worst[0], LIMIT);
+    attention_compare(p, qkv, out, tokens, &worst[1]);
+    step_end(p);
+    slots_clear(p, count);
+}
+
+/* False where there is no GPU. */
+static bool scenes_compare(const struct shape *s, uint64_t seed, const struct lengths (*list)[8],
+                           size_t scenes_count, struct worst worst[2])
+{
+    struct both_weights q_norm, k_norm;
+    struct both_acts qkv, out;
+    struct pair p;
+
+    if (!pair_open(&p, s, seed))
+        return false;
+    (void)weight_make(&p, WEIGHT_MATRIX, 8, s->hidden, 1.0f, 0.0f); /* tells the type */
+    q_norm = weight_make(&p, WEIGHT_VECTOR, 1, s->head_dim, 0.5f, 1.0f);
+    k_norm = weight_make(&p, WEIGHT_VECTOR, 1, s->head_dim, 0.5f, 1.0f);
+    pair_pool(&p, 512, 1000);
+    qkv = act_make(&p, (s->heads + 2 * s->kv_heads) * s->head_dim);
+    out = act_make(&p, s->heads * s->head_dim);
+    for (size_t k = 0; k < scenes_count; k++) {
+        bool norms = (seed + k) % 2 == 0;
+
+        scene_compare(&p, list[k], &qkv, &out, norms ? &q_norm : NULL, norms ? &k_norm : NULL,
+                      worst);
+    }
+    pair_close(&p);
+    return true;
+}
+
 static void test_attention(void **state)
 {
-    struct worst w_rope = {"qk_norm_rope_kv", 0}, w_attention = {"attention", 0};
+    struct worst worst[] = {{"qk_norm_rope_kv", 0}, {"attention", 0}};
     (void)state;
 
-    for (size_t i = 0; i < SHAPES; i++) {
-        const struct shape *s = &shapes[i];
-        uint32_t n = (s->heads + 2 * s->kv_heads) * s->head_dim;
-        struct both_weights q_norm, k_norm;
-        struct both_acts qkv, out;
-        struct pair p;
-
-        if (!pair_open(&p, s, 100 + i))
+    for (size_t i = 0; i < SHAPES; i++)
+        if (!scenes_compare(&shapes[i], 100 + i, scenes, sizeof scenes / sizeof *scenes, worst))
             skip();
-        (void)weight_make(&p, WEIGHT_MATRIX, 8, s->hidden, 1.0f, 0.0f); /* tells the type */
-        q_norm = weight_make(&p, WEIGHT_VECTOR, 1, s->head_dim, 0.5f, 1.0f);
-        k_norm = weight_make(&p, WEIGHT_VECTOR, 1, s->head_dim, 0.5f, 1.0f);
-        pair_pool(&p, 512, 1000);
-        qkv = act_make(&p, n);
-        out = act_make(&p, s->heads * s->head_dim);
-        for (size_t k = 0; k < sizeof scenes / sizeof *scenes; k++) {
-            bool norms = (i + k) % 2 == 0;
-            struct ops_row rows[8];
-            uint32_t tokens = 0, count = scene_open(&p, scenes[k], &qkv, norms ? &q_norm : NULL,
-                                                    norms ? &k_norm : NULL, rows);
+    print_message("errors: qk_norm_rope_kv %.1e attention %.1e\n", worst[0].error, worst[1].error);
+}
 
-            for (uint32_t r = 0; r < count; r++)
-                tokens += rows[r].count;
-            step_begin(&p, rows, count);
-            act_fill(&p, &qkv, tokens, 2.0f);
-            for (int b = 0; b < 2; b++)
-                must(p.ops[b]->qk_norm_rope_kv(p.device[b], 1, qkv.a[b], norms ? q_norm.w[b] : NULL,
-                                               norms ? k_norm.w[b] : NULL, &err));
-            /* q alone stays in qkv; k and v are seen through attention. */
-            cols_compare(&p, &qkv, tokens, s->heads * s->head_dim, &w_rope, LIMIT);
-            attention_compare(&p, &qkv, &out, tokens, &w_attention);
-            step_end(&p);
-            slots_clear(&p, count);
-        }
-        pair_close(&p);
-    }
-    print_message("errors: qk_norm_rope_kv %.1e attention %.1e\n", w_rope.error, w_attention.error);
+/* Page sizes and groups that the faster kernel for prompts takes, and one that it does not. */
+static void test_prompts(void **state)
+{
+    struct worst worst[] = {{"qk_norm_rope_kv", 0}, {"attention over prompts", 0}};
+    (void)state;
+
+    for (size_t i = 0; i < PROMPT_SHAPES; i += slow() ? 3 : 1)
+        if (!scenes_compare(&prompt_shapes[i], 200 + i, prompts, sizeof prompts / sizeof *prompts,
+                            worst))
+            skip();
+    print_message("errors: attention over prompts %.1e\n", worst[1].error);
 }
 
 struct choice {
@@ -436,9 +506,8 @@ static void test_refusals(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_refusals),
-        cmocka_unit_test(test_layers),
-        cmocka_unit_test(test_attention),
+        cmocka_unit_test(test_refusals),  cmocka_unit_test(test_layers),
+        cmocka_unit_test(test_attention), cmocka_unit_test(test_prompts),
         cmocka_unit_test(test_sample),
     };
 
