@@ -34,7 +34,8 @@ $(CUDA_BACKEND): $(OBJ_cuda) $(OBJ_cuda_cu) $(BUILD)/libcommon.a
 		-lcudart_static -lcublasLt -lnccl -lrt -ldl -lm -o $@
 
 # Tests of what the backend does not show: linked with its objects.
-PEERS_TEST_BIN := $(patsubst %,$(BUILD)/tests/kernels/cuda/%,test_peers_cuda bench_allreduce_cuda bench_decode_cuda)
+PEERS_TEST_BIN := $(patsubst %,$(BUILD)/tests/kernels/cuda/%,test_peers_cuda bench_allreduce_cuda \
+	bench_decode_cuda bench_prefill_cuda)
 $(PEERS_TEST_BIN): $(BUILD)/tests/kernels/cuda/%: tests/kernels/cuda/%.c tests/kernels/cuda/ranks.c \
 		$(wildcard tests/kernels/cuda/*.h) $(BUILD)/obj/tests/kernels/cuda/peers.cu.o $(OBJ_cuda) \
 		$(OBJ_cuda_cu) $(BUILD)/libcommon.a | $(BUILD)/inc/tests
