@@ -35,8 +35,9 @@ $(CUDA_BACKEND): $(OBJ_cuda) $(OBJ_cuda_cu) $(BUILD)/libcommon.a
 
 # Tests of what the backend does not show: linked with its objects.
 PEERS_TEST_BIN := $(patsubst %,$(BUILD)/tests/kernels/cuda/%,test_peers_cuda bench_allreduce_cuda \
-	bench_decode_cuda bench_gemm_cuda)
-$(PEERS_TEST_BIN): $(BUILD)/tests/kernels/cuda/%: tests/kernels/cuda/%.c tests/kernels/cuda/ranks.c tests/kernels/support.c \
+	bench_decode_cuda bench_gemm_cuda bench_prefill_cuda)
+$(PEERS_TEST_BIN): $(BUILD)/tests/kernels/cuda/%: tests/kernels/cuda/%.c \
+		tests/kernels/cuda/ranks.c tests/kernels/support.c \
 		$(wildcard tests/kernels/cuda/*.h) $(BUILD)/obj/tests/kernels/cuda/peers.cu.o $(OBJ_cuda) \
 		$(OBJ_cuda_cu) $(BUILD)/libcommon.a | $(BUILD)/inc/tests
 	$(call say,TEST,$@)

@@ -1,5 +1,6 @@
-/* Attention over KV pages: of prompts, and for head sizes without tensor-core kernels. A block of
- * the first takes PREFILL_ROWS rows, 16 a warp; all warps see the same keys. */
+/* Attention over KV pages: of prompts, where prefill_hopper.cu does not serve, and for head sizes
+ * without tensor-core kernels. A block of the first takes PREFILL_ROWS rows, 16 a warp; all warps
+ * see the same keys. */
 #include "kernels/cuda/attention.cuh"
 
 template <class T, int D>
@@ -148,7 +149,9 @@ cudaError_t attention_setup(void)
         rc = kernels_setup<__half, 64>();
     if (rc == cudaSuccess)
         rc = kernels_setup<__half, 128>();
-    return rc == cudaSuccess ? attention_decode_setup() : rc;
+    if (rc == cudaSuccess)
+        rc = attention_decode_setup();
+    return rc == cudaSuccess ? prefill_hopper_setup() : rc;
 }
 
 template <class T> static cudaError_t prefill(cudaStream_t s, const struct attention_args *a)
@@ -165,6 +168,8 @@ template <class T> static cudaError_t prefill(cudaStream_t s, const struct atten
 cudaError_t launch_attention_prefill(cudaStream_t s, enum half_type t,
                                      const struct attention_args *a)
 {
+    if (a->tile_rows == PREFILL_ROWS_HOPPER)
+        return launch_prefill_hopper(s, t, a);
     return t == HALF_BF16 ? prefill<__nv_bfloat16>(s, a) : prefill<__half>(s, a);
 }
 

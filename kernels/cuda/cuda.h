@@ -133,7 +133,6 @@ struct device {
     cudaEvent_t finished;
     cublasLtHandle_t blas;
     void *workspace;
-    void *tensor_encode; /* the driver's cuTensorMapEncodeTiled; NULL: no Hopper */
     struct gemm_plan *plans;
     uint32_t plans_count;
     bool plans_noted; /* products take any algorithm: they are to be raced later */
@@ -155,7 +154,8 @@ struct device {
     char *kv;
     bool prepared, pooled;
     bool capturing; /* steps are captured, not run */
-    uint32_t num_pages, page_size, num_slots, tokens_max, context_max, pages_per_slot, tiles_max;
+    uint32_t num_pages, page_size, num_slots, tokens_max, context_max, pages_per_slot;
+    uint32_t tile_rows, tiles_max; /* of attention over prompts */
     struct slot *slots;
     struct slot_state *slot_states;
     struct slot_bias *slot_biases;

@@ -3,7 +3,6 @@
  * each shape and range of rows (tune.c). */
 #include "kernels/cuda/gemm.h"
 #include "common/mem.h"
-#include "kernels/cuda/tensor_map.h"
 
 #include <stdlib.h>
 
@@ -22,9 +21,7 @@ int gemm_open(struct device *d, struct err *err)
     if (rc != CUBLAS_STATUS_SUCCESS)
         return blas_fail(d, rc, "opening", 0, 0, 0, err);
     d->plans = mem_array(GEMM_PLANS_MAX, sizeof *d->plans);
-    if (tensor_map_open(d, err))
-        return err ? err->code : ERR_INTERNAL;
-    if (d->tensor_encode && skinny_setup() != cudaSuccess)
+    if (tensor_maps() && skinny_setup() != cudaSuccess)
         return cuda_fail(d, cudaGetLastError(), "products", err);
     return cuda_alloc(d, GEMM_WORKSPACE, &d->workspace, "cuBLASLt's workspace", err);
 }
@@ -80,26 +77,26 @@ cublasStatus_t plan_describe(const struct device *d, struct gemm_plan *p, uint32
     return rc;
 }
 
-bool skinny_suits(const struct device *d, const struct gemm_plan *p, uint32_t m)
+bool skinny_suits(const struct gemm_plan *p, uint32_t m)
 {
-    return d->tensor_encode && m <= SKINNY_ROWS && p->k % 8 == 0 && p->n % 4 == 0 &&
+    return tensor_maps() && m <= SKINNY_ROWS && p->k % 8 == 0 && p->n % 4 == 0 &&
            p->y_stride % 4 == 0;
 }
 
 cudaError_t skinny_run(const struct device *d, enum gemv_out out, uint32_t n, uint32_t k,
                        uint32_t y_stride, const struct product *q)
 {
-    const uint64_t w_sizes[] = {k, out == GEMV_SILU ? 2u * n : n}, x_sizes[] = {k, q->m};
-    const uint32_t w_box[] = {64, skinny_w_rows(out, q->m, n, k, (uint32_t)d->multiprocessors)};
-    const uint32_t x_box[] = {64, skinny_x_rows(q->m)};
-    struct tensor_map w, x;
-    cudaError_t rc = tensor_map_make(d, &w, q->w, 2, w_sizes, w_box);
+    const struct skinny_product p = {.x = q->x,
+                                     .w = q->w,
+                                     .bias = q->bias,
+                                     .y = q->y,
+                                     .m = q->m,
+                                     .n = n,
+                                     .k = k,
+                                     .y_stride = y_stride,
+                                     .multiprocessors = (uint32_t)d->multiprocessors};
 
-    if (rc == cudaSuccess)
-        rc = tensor_map_make(d, &x, q->x, 2, x_sizes, x_box);
-    return rc != cudaSuccess ? rc
-                             : launch_skinny(d->stream, d->type, out, &w.map, &x.map, q->bias, q->y,
-                                             q->m, n, k, y_stride, (uint32_t)d->multiprocessors);
+    return launch_skinny(d->stream, d->type, out, &p);
 }
 
 static cublasStatus_t blas_run(const struct device *d, const struct gemm_plan *p,
@@ -274,7 +271,7 @@ bool gemm_silu(struct device *d, const void *x, uint32_t m, const struct weight 
     cudaError_t done;
 
     *rc = 0;
-    if (!skinny_suits(d, &key, m) || n % 4 || out_stride % 4)
+    if (!skinny_suits(&key, m) || n % 4 || out_stride % 4)
         return false;
     *rc = plan_get(d, &key, &q, &p, err);
     if (*rc || !p->skinny)

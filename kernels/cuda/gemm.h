@@ -19,7 +19,7 @@ void plan_free(struct gemm_plan *p);
 cublasStatus_t plan_run(const struct device *d, const struct gemm_plan *p,
                         const cublasLtMatmulAlgo_t *algo, const struct product *q);
 /* algo NULL: by the kernel of our own, if that suits p with so many rows. */
-bool skinny_suits(const struct device *d, const struct gemm_plan *p, uint32_t m);
+bool skinny_suits(const struct gemm_plan *p, uint32_t m);
 cudaError_t skinny_run(const struct device *d, enum gemv_out out, uint32_t n, uint32_t k,
                        uint32_t y_stride, const struct product *q);
 /* Choose p->algo, or p->skinny: the heuristic's first answer; the fastest of its answers, measured

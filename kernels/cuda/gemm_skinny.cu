@@ -15,9 +15,8 @@
 #ifndef DEPTH
 #define DEPTH 1u /* swizzled rows of k in a stage */
 #endif
-#define BOX_K 64u                      /* numbers of a swizzled row */
-#define HALF_MAX 64u           /* rows of w in one product; a block has two of them */
-#define PART_STRIDE (2 * HALF_MAX + 4) /* floats of a row of x; apart in banks */
+#define HALF_MAX 64u                  /* rows of w in one product; a block has two of them */
+#define ROW_STRIDE (2 * HALF_MAX + 4) /* floats of a row of x; apart in banks */
 #define PARTS_MAX 4u
 #define STAGES_MAX 16u
 /* Two blocks find room on a multiprocessor: one computes, one of the next kernel waits loaded. */
@@ -32,19 +31,15 @@ struct skinny_args {
 
 static __host__ __device__ constexpr uint32_t part_bytes(uint32_t n)
 {
-    return n * PART_STRIDE * 4;
+    return n * ROW_STRIDE * 4;
 }
 
 static __host__ __device__ __forceinline__ uint32_t stage_bytes(uint32_t n, uint32_t half)
 {
-    return (n + 2 * half) * SWIZZLE_ROW * DEPTH;
+    return (n + 2 * half) * PANEL_ROW * DEPTH;
 }
 
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-#define HOPPER_CODE
-#endif
-
-#ifdef HOPPER_CODE
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
 /* What a block does: k tiles first to first + count of tiles tile, tile + step, ... A stage has x's
  * rows, then the halves of w's; a product reads HALF_MAX rows also where a half has fewer, and
  * nobody looks at what comes of that. */
@@ -60,18 +55,17 @@ static __device__ __forceinline__ void w_copy(const struct block &b, const struc
                                               const CUtensorMap *w, uint32_t i, uint64_t policy)
 {
     uint32_t stage = i % a.stages, at = b.ring + stage * stage_bytes(N, a.half);
-    uint32_t full = b.full + 8 * stage, k = (b.first + i % b.count) * BOX_K * DEPTH;
-    uint32_t tile = b.tile + i / b.count * b.step, box = a.half * SWIZZLE_ROW;
+    uint32_t full = b.full + 8 * stage, k = (b.first + i % b.count) * PANEL * DEPTH;
+    uint32_t tile = b.tile + i / b.count * b.step, box = a.half * PANEL_ROW;
     uint32_t row = tile * b.rows;
 
-    at += N * SWIZZLE_ROW * DEPTH;
+    at += N * PANEL_ROW * DEPTH;
     barrier_expect(full, stage_bytes(N, a.half));
 #pragma unroll
     for (uint32_t h = 0; h < 2; h++)
 #pragma unroll
         for (uint32_t d = 0; d < DEPTH; d++)
-            tile_copy(at + (h * DEPTH + d) * box, w, k + d * BOX_K, row + h * b.apart, full,
-                      policy);
+            box_load(w, at + (h * DEPTH + d) * box, full, k + d * PANEL, row + h * b.apart, policy);
 }
 
 template <int N>
@@ -79,11 +73,11 @@ static __device__ __forceinline__ void x_copy(const struct block &b, const struc
                                               const CUtensorMap *x, uint32_t i, uint64_t policy)
 {
     uint32_t stage = i % a.stages, at = b.ring + stage * stage_bytes(N, a.half);
-    uint32_t k = (b.first + i % b.count) * BOX_K * DEPTH;
+    uint32_t k = (b.first + i % b.count) * PANEL * DEPTH;
 
 #pragma unroll
     for (uint32_t d = 0; d < DEPTH; d++)
-        tile_copy(at + d * N * SWIZZLE_ROW, x, k + d * BOX_K, 0, b.full + 8 * stage, policy);
+        box_load(x, at + d * N * PANEL_ROW, b.full + 8 * stage, k + d * PANEL, 0, policy);
 }
 
 static __device__ __forceinline__ uint32_t turns_of(const struct block &b,
@@ -98,11 +92,7 @@ static __device__ __forceinline__ void ring_fill(const struct block &b, const st
                                                  const CUtensorMap *w, const CUtensorMap *x)
 {
     uint32_t turns = turns_of(b, a), ahead = turns < a.stages ? turns : a.stages;
-#ifdef NOHINT
-    uint64_t once; asm volatile("createpolicy.fractional.L2::evict_normal.b64 %0, 1.0;" : "=l"(once)); uint64_t again = once;
-#else
     uint64_t once = policy_evict_first(), again = policy_evict_last();
-#endif
 
     for (uint32_t i = 0; i < ahead; i++)
         w_copy<N>(b, a, w, i, once);
@@ -126,20 +116,20 @@ static __device__ __forceinline__ void tile_multiply(const struct block &b,
 
     for (uint32_t i = turn; i < turn + b.count; i++) {
         uint32_t stage = i % a.stages, at = b.ring + stage * stage_bytes(N, a.half);
-        uint32_t box = a.half * SWIZZLE_ROW;
+        uint32_t box = a.half * PANEL_ROW;
 
         barrier_wait(b.full + 8 * stage, (i / a.stages) & 1);
-        products_begin();
+        products_fence();
 #pragma unroll
         for (uint32_t d = 0; d < DEPTH; d++) {
-            uint32_t w_at = at + (N * DEPTH + d * a.half) * SWIZZLE_ROW;
-            uint64_t x = operand_of(at + d * N * SWIZZLE_ROW), w0 = operand_of(w_at);
-            uint64_t w1 = operand_of(w_at + DEPTH * box);
+            uint32_t w_at = at + (N * DEPTH + d * a.half) * PANEL_ROW;
+            uint64_t x = descriptor(at + d * N * PANEL_ROW, 16), w0 = descriptor(w_at, 16);
+            uint64_t w1 = descriptor(w_at + DEPTH * box, 16);
 
 #pragma unroll
-            for (uint32_t k = 0; k < BOX_K / 16; k++) {
-                wgmma<T>::mma(c0, w0 + 2 * k, x + 2 * k, i != turn || d || k);
-                wgmma<T>::mma(c1, w1 + 2 * k, x + 2 * k, i != turn || d || k);
+            for (uint32_t k = 0; k < PANEL / 16; k++) {
+                products_few<T>::few(c0, w0 + 2 * k, x + 2 * k, i != turn || d || k);
+                products_few<T>::few(c1, w1 + 2 * k, x + 2 * k, i != turn || d || k);
             }
         }
         products_commit();
@@ -153,7 +143,7 @@ static __device__ __forceinline__ void tile_multiply(const struct block &b,
         barrier_arrive(before);
 }
 
-/* To shared memory, (N, PART_STRIDE): a row of x after the other, its halves at 0 and HALF_MAX. */
+/* To shared memory, (N, ROW_STRIDE): a row of x after the other, its halves at 0 and HALF_MAX. */
 template <int N>
 static __device__ __forceinline__ void part_store(const float (&c)[N / 2], float *part)
 {
@@ -161,7 +151,7 @@ static __device__ __forceinline__ void part_store(const float (&c)[N / 2], float
 
 #pragma unroll
     for (uint32_t i = 0; i < N / 2; i++)
-        part[(i / 4 * 8 + column + i % 2) * PART_STRIDE + row + i / 2 % 2 * 8] = c[i];
+        part[(i / 4 * 8 + column + i % 2) * ROW_STRIDE + row + i / 2 % 2 * 8] = c[i];
 }
 
 /* Four results, the parts' sum in the order of the blocks. */
@@ -213,7 +203,7 @@ static __device__ __forceinline__ void results_store(const struct skinny_args &a
     for (uint32_t i = all * rank / parts + threadIdx.x; i < end; i += CONSUMERS) {
         uint32_t token = i / fours, r = i % fours * 4, row = tile * halves * a.half + r;
         uint32_t in_part = r < a.half ? r : r - a.half + HALF_MAX;
-        uint32_t at = part + (token * PART_STRIDE + in_part) * 4;
+        uint32_t at = part + (token * ROW_STRIDE + in_part) * 4;
         size_t to = (size_t)token * a.y_stride + row;
         float4 v;
 
@@ -290,7 +280,7 @@ __global__ void __launch_bounds__(THREADS)
     skinny_kernel(const __grid_constant__ CUtensorMap w, const __grid_constant__ CUtensorMap x,
                   const __grid_constant__ struct skinny_args a)
 {
-#ifdef HOPPER_CODE
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
     extern __shared__ uint8_t shared[];
     __shared__ uint64_t barriers[2][STAGES_MAX];
     uint32_t parts = cluster_size(), rank = blockIdx.x % parts;
@@ -298,7 +288,7 @@ __global__ void __launch_bounds__(THREADS)
     struct block b = {};
 
     next_start();
-    b.ring = (base + SWIZZLE_SPAN - 1) / SWIZZLE_SPAN * SWIZZLE_SPAN;
+    b.ring = (base + PANEL_ALIGNMENT - 1) / PANEL_ALIGNMENT * PANEL_ALIGNMENT;
     b.part = b.ring + a.stages * stage_bytes(N, a.half);
     b.full = (uint32_t)__cvta_generic_to_shared(barriers[0]);
     b.empty = (uint32_t)__cvta_generic_to_shared(barriers[1]);
@@ -365,7 +355,7 @@ static struct cut cut_choose(uint32_t n, uint32_t k, uint32_t x_rows, uint32_t h
         uint64_t bytes;
 
         if (!rows_cut(parts, n, halves, multiprocessors, &c) ||
-            (parts > 1 && k / parts < BOX_K * 4))
+            (parts > 1 && k / parts < PANEL * 4))
             continue;
         bytes = (uint64_t)((c.tiles + c.clusters - 1) / c.clusters) * (2 * c.half + x_rows / 3) *
                     (k / parts) * 2 +
@@ -380,7 +370,7 @@ static struct cut cut_choose(uint32_t n, uint32_t k, uint32_t x_rows, uint32_t h
 
 struct skinny_call {
     cudaStream_t stream;
-    const CUtensorMap *w, *x;
+    CUtensorMap w, x;
     struct skinny_args a;
     uint32_t parts, clusters;
 };
@@ -389,9 +379,9 @@ template <class T, int N, int OUT> static cudaError_t skinny(struct skinny_call 
 {
     cudaLaunchAttribute attributes[2] = {};
     cudaLaunchConfig_t config = {};
-    uint32_t stage = stage_bytes(N, c->a.half), over = (HALF_MAX - c->a.half) * SWIZZLE_ROW;
+    uint32_t stage = stage_bytes(N, c->a.half), over = (HALF_MAX - c->a.half) * PANEL_ROW;
     uint32_t behind = part_bytes(N) > over ? part_bytes(N) : over;
-    uint32_t stages = (SHARED_MAX - SWIZZLE_SPAN - behind) / stage;
+    uint32_t stages = (SHARED_MAX - PANEL_ALIGNMENT - behind) / stage;
 
     c->a.stages = stages < STAGES_MAX ? stages : STAGES_MAX;
     attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
@@ -401,16 +391,22 @@ template <class T, int N, int OUT> static cudaError_t skinny(struct skinny_call 
     attributes[1].val.clusterDim.y = attributes[1].val.clusterDim.z = 1;
     config.gridDim = dim3(c->clusters * c->parts);
     config.blockDim = dim3(THREADS);
-    config.dynamicSmemBytes = SWIZZLE_SPAN + c->a.stages * stage + behind;
+    config.dynamicSmemBytes = PANEL_ALIGNMENT + c->a.stages * stage + behind;
     config.stream = c->stream;
     config.attrs = attributes;
     config.numAttrs = 2;
-    return cudaLaunchKernelEx(&config, skinny_kernel<T, N, OUT>, *c->w, *c->x, c->a);
+    return cudaLaunchKernelEx(&config, skinny_kernel<T, N, OUT>, c->w, c->x, c->a);
+}
+
+/* Columns of the products. */
+static uint32_t columns_of(uint32_t m)
+{
+    return m <= 8 ? 8 : m <= 16 ? 16 : m <= 32 ? 32 : 64;
 }
 
 template <class T, int OUT> static cudaError_t skinny_rows(struct skinny_call *c)
 {
-    switch (skinny_x_rows(c->a.m)) {
+    switch (columns_of(c->a.m)) {
     case 8:
         return skinny<T, 8, OUT>(c);
     case 16:
@@ -429,32 +425,29 @@ template <class T> static cudaError_t skinny_out(enum gemv_out out, struct skinn
                               : skinny_rows<T, GEMV_HALF>(c);
 }
 
-uint32_t skinny_x_rows(uint32_t m)
-{
-    return m <= 8 ? 8 : m <= 16 ? 16 : m <= 32 ? 32 : 64;
-}
-
-uint32_t skinny_w_rows(enum gemv_out out, uint32_t m, uint32_t n, uint32_t k,
-                       uint32_t multiprocessors)
-{
-    return cut_choose(n, k, skinny_x_rows(m), out == GEMV_SILU ? 1 : 2, multiprocessors).half;
-}
-
 cudaError_t launch_skinny(cudaStream_t s, enum half_type type, enum gemv_out out,
-                          const CUtensorMap *w, const CUtensorMap *x, const void *bias, void *y,
-                          uint32_t m, uint32_t n, uint32_t k, uint32_t y_stride,
-                          uint32_t multiprocessors)
+                          const struct skinny_product *p)
 {
-    const struct cut cut =
-        cut_choose(n, k, skinny_x_rows(m), out == GEMV_SILU ? 1 : 2, multiprocessors);
-    struct skinny_call c = {s, w, x, {}, cut.parts, cut.clusters};
+    const uint32_t halves = out == GEMV_SILU ? 1 : 2;
+    const struct cut cut = cut_choose(p->n, p->k, columns_of(p->m), halves, p->multiprocessors);
+    const uint32_t w_sizes[] = {p->k, out == GEMV_SILU ? 2 * p->n : p->n}, x_sizes[] = {p->k, p->m};
+    const uint32_t w_box[] = {PANEL, cut.half}, x_box[] = {PANEL, columns_of(p->m)};
+    struct skinny_call c = {};
+    cudaError_t rc = tensor_map_make(&c.w, type, p->w, 2, w_sizes, w_box);
 
-    c.a.bias = bias;
-    c.a.y = y;
-    c.a.m = m;
-    c.a.n = n;
-    c.a.k_tiles = (k + BOX_K * DEPTH - 1) / (BOX_K * DEPTH);
-    c.a.y_stride = y_stride;
+    if (rc == cudaSuccess)
+        rc = tensor_map_make(&c.x, type, p->x, 2, x_sizes, x_box);
+    if (rc != cudaSuccess)
+        return rc;
+    c.stream = s;
+    c.parts = cut.parts;
+    c.clusters = cut.clusters;
+    c.a.bias = p->bias;
+    c.a.y = p->y;
+    c.a.m = p->m;
+    c.a.n = p->n;
+    c.a.k_tiles = (p->k + PANEL * DEPTH - 1) / (PANEL * DEPTH);
+    c.a.y_stride = p->y_stride;
     c.a.half = cut.half;
     c.a.tiles = cut.tiles;
     return type == HALF_BF16 ? skinny_out<__nv_bfloat16>(out, &c) : skinny_out<__half>(out, &c);

@@ -1,24 +1,23 @@
-/* What only Hopper has (sm_90a): barriers in shared memory that count bytes, tiles copied by the
- * tensor copy engine, products of a warpgroup, clusters. Terms and layouts are those of the PTX ISA
- * 9.0, sections on mbarrier, cp.async.bulk.tensor, wgmma and barrier.cluster. */
+/* Hopper's own instructions: barriers in shared memory that count bytes, TMA, products by whole
+ * warpgroups, clusters. For code that is built for sm_90a. Terms and layouts are those of the PTX
+ * ISA 9.0, sections on mbarrier, cp.async.bulk.tensor, wgmma and barrier.cluster. */
 #ifndef PHALANX_KERNELS_CUDA_HOPPER_CUH
 #define PHALANX_KERNELS_CUDA_HOPPER_CUH
 
 #include "kernels/cuda/half.cuh"
 
-#define SWIZZLE_ROW 128u   /* bytes of a row that the 128-byte swizzle permutes within 8 rows */
-#define SWIZZLE_SPAN 1024u /* a tile's alignment: 8 such rows */
+/* A matrix in shared memory is panels of 64 columns, one after the other: rows of 128 bytes whose
+ * 16-byte chunks are permuted by the row's lowest three bits (the 128-byte swizzle). */
+#define PANEL 64u
+#define PANEL_ROW 128u        /* bytes */
+#define PANEL_ALIGNMENT 1024u /* eight rows, after which the permutation repeats */
+
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
 
 static __device__ __forceinline__ void barrier_init(uint32_t barrier, uint32_t arrivals)
 {
-    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals));
-}
-
-/* Behind the last barrier_init, before others see the barriers. */
-static __device__ __forceinline__ void barriers_publish(void)
-{
-    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals)
+                 : "memory");
 }
 
 static __device__ __forceinline__ void barrier_arrive(uint32_t barrier)
@@ -26,23 +25,49 @@ static __device__ __forceinline__ void barrier_arrive(uint32_t barrier)
     asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
 
-/* Arrives, and makes the phase wait for so many bytes more. */
+/* Arrives, and has the phase wait for that many bytes too. */
 static __device__ __forceinline__ void barrier_expect(uint32_t barrier, uint32_t bytes)
 {
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
                  : "memory");
 }
 
-/* Until the phase of that parity (0: the first) has completed. */
-static __device__ __forceinline__ void barrier_wait(uint32_t barrier, uint32_t parity)
+static __device__ __forceinline__ void barrier_wait(uint32_t barrier, uint32_t phase)
 {
-    asm volatile("{\n"
-                 ".reg .pred done;\n"
-                 "again:\n"
-                 "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
-                 "@!done bra again;\n"
-                 "}" ::"r"(barrier),
-                 "r"(parity)
+    uint32_t done;
+
+    do
+        asm volatile("{\n"
+                     ".reg .pred done;\n"
+                     "mbarrier.try_wait.parity.shared::cta.b64 done, [%1], %2;\n"
+                     "selp.u32 %0, 1, 0, done;\n"
+                     "}"
+                     : "=r"(done)
+                     : "r"(barrier), "r"(phase)
+                     : "memory");
+    while (!done);
+}
+
+/* Behind the last barrier_init, before others see the barriers. */
+static __device__ __forceinline__ void barriers_publish(void)
+{
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+}
+
+/* What was stored to shared memory can be read by wgmma. */
+static __device__ __forceinline__ void stores_publish(void)
+{
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+
+/* A box of the tensor to shared memory; coordinates: column, row in the page, page and head. */
+static __device__ __forceinline__ void box_load(const CUtensorMap *map, uint32_t to,
+                                                uint32_t barrier, uint32_t column, uint32_t row,
+                                                uint32_t unit)
+{
+    asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes "
+                 "[%0], [%1, {%3, %4, %5}], [%2];" ::"r"(to),
+                 "l"(map), "r"(barrier), "r"(column), "r"(row), "r"(unit)
                  : "memory");
 }
 
@@ -63,28 +88,163 @@ static __device__ __forceinline__ uint64_t policy_evict_last(void)
     return policy;
 }
 
-/* A tile at (column, row) of a matrix to shared memory; `barrier` gets its bytes. */
-static __device__ __forceinline__ void tile_copy(uint32_t dst, const CUtensorMap *map,
-                                                 uint32_t column, uint32_t row, uint32_t barrier,
-                                                 uint64_t policy)
+/* The same of a matrix. */
+static __device__ __forceinline__ void box_load(const CUtensorMap *map, uint32_t to,
+                                                uint32_t barrier, uint32_t column, uint32_t row,
+                                                uint64_t policy)
 {
     asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes"
-                 ".L2::cache_hint [%0], [%1, {%2, %3}], [%4], %5;" ::"r"(dst),
-                 "l"(map), "r"(column), "r"(row), "r"(barrier), "l"(policy)
+                 ".L2::cache_hint [%0], [%1, {%3, %4}], [%2], %5;" ::"r"(to),
+                 "l"(map), "r"(barrier), "r"(column), "r"(row), "l"(policy)
                  : "memory");
 }
 
-/* Of an operand in shared memory whose rows of 64 numbers follow each other, 128-byte swizzle: the
- * next 16 numbers of k are 32 bytes on, that is 2 in the descriptor. */
-static __device__ __forceinline__ uint64_t operand_of(uint32_t address)
+/* A box on its way to the L2 cache. */
+static __device__ __forceinline__ void box_prefetch(const CUtensorMap *map, uint32_t column,
+                                                    uint32_t row, uint64_t policy)
 {
-    const uint64_t stride = SWIZZLE_SPAN >> 4, leading = 1, swizzle_128b = 1;
-
-    return (uint64_t)((address & 0x3ffffu) >> 4) | leading << 16 | stride << 32 |
-           swizzle_128b << 62;
+    asm volatile("cp.async.bulk.prefetch.tensor.2d.L2.global.tile.L2::cache_hint [%0, {%1, %2}], "
+                 "%3;" ::"l"(map),
+                 "r"(column), "r"(row), "l"(policy)
+                 : "memory");
 }
 
-static __device__ __forceinline__ void products_begin(void)
+static __device__ __forceinline__ float exp2_fast(float x)
+{
+    float y;
+
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
+/* Of a matrix with the 128-byte swizzle. Eight rows are 1,024 bytes; `panels`: bytes from a panel
+ * to the next where rows are along k, else of no meaning. */
+static __device__ __forceinline__ uint64_t descriptor(uint32_t address, uint32_t panels)
+{
+    return (uint64_t)(address >> 4) | (uint64_t)(panels >> 4) << 16 |
+           (uint64_t)(8 * PANEL_ROW >> 4) << 32 | (uint64_t)1 << 62;
+}
+
+#define OUT4(c, i) "+f"(c[i]), "+f"(c[i + 1]), "+f"(c[i + 2]), "+f"(c[i + 3])
+#define OUT8(c, i) OUT4(c, i), OUT4(c, i + 4)
+#define OUT16(c, i) OUT8(c, i), OUT8(c, i + 8)
+#define OUT32(c) OUT16(c, 0), OUT16(c, 16)
+#define OUT64(c) OUT32(c), OUT16(c, 32), OUT16(c, 48)
+#define NAMES4 "%0, %1, %2, %3"
+#define NAMES8 NAMES4 ", %4, %5, %6, %7"
+#define NAMES16 NAMES8 ", %8, %9, %10, %11, %12, %13, %14, %15"
+#define NAMES32                                                                                    \
+    "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, "   \
+    "%20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+#define NAMES64                                                                                    \
+    NAMES32 ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "   \
+            "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+
+/* scores: c (64 x 128) (+)= a b^T, both in shared memory, rows along m and n. values: c += a b, a
+ * (64 x 16) in registers, b in shared memory, rows along k. A lane's c[4 j + 2 h + i] is row
+ * lane / 4 + 8 h of its warp's 16, column 8 j + lane % 4 * 2 + i; a is as mma.sync has it. */
+template <class T> struct products;
+
+#define PRODUCTS(T, type)                                                                          \
+    template <> struct products<T> {                                                               \
+        static __device__ __forceinline__ void scores(float (&c)[64], uint64_t a, uint64_t b,      \
+                                                      int adds)                                    \
+        {                                                                                          \
+            asm volatile("{\n"                                                                     \
+                         ".reg .pred adds;\n"                                                      \
+                         "setp.ne.s32 adds, %66, 0;\n"                                             \
+                         "wgmma.mma_async.sync.aligned.m64n128k16.f32." type "." type " {" NAMES64 \
+                         "}, %64, %65, adds, 1, 1, 0, 0;\n"                                        \
+                         "}"                                                                       \
+                         : OUT64(c)                                                                \
+                         : "l"(a), "l"(b), "r"(adds));                                             \
+        }                                                                                          \
+        static __device__ __forceinline__ void values(float (&c)[64], const uint32_t *a,           \
+                                                      uint64_t b)                                  \
+        {                                                                                          \
+            asm volatile("{\n"                                                                     \
+                         ".reg .pred adds;\n"                                                      \
+                         "setp.ne.s32 adds, %69, 0;\n"                                             \
+                         "wgmma.mma_async.sync.aligned.m64n128k16.f32." type "." type " {" NAMES64 \
+                         "}, {%64, %65, %66, %67}, %68, adds, 1, 1, 1;\n"                          \
+                         "}"                                                                       \
+                         : OUT64(c)                                                                \
+                         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(1));            \
+        }                                                                                          \
+        static __device__ __forceinline__ void values(float (&c)[32], const uint32_t *a,           \
+                                                      uint64_t b)                                  \
+        {                                                                                          \
+            asm volatile("{\n"                                                                     \
+                         ".reg .pred adds;\n"                                                      \
+                         "setp.ne.s32 adds, %37, 0;\n"                                             \
+                         "wgmma.mma_async.sync.aligned.m64n64k16.f32." type "." type " {" NAMES32  \
+                         "}, {%32, %33, %34, %35}, %36, adds, 1, 1, 1;\n"                          \
+                         "}"                                                                       \
+                         : OUT32(c)                                                                \
+                         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(1));            \
+        }                                                                                          \
+    }
+
+PRODUCTS(__nv_bfloat16, "bf16");
+PRODUCTS(__half, "f16");
+
+/* few: c (64 x N) (+)= a b^T for N of 8 to 64, both in shared memory, as scores. */
+template <class T> struct products_few;
+
+#define FEW(N, type, names, outs, a_at, b_at, adds_at)                                             \
+    asm volatile("{\n"                                                                             \
+                 ".reg .pred adds;\n"                                                              \
+                 "setp.ne.s32 adds, " adds_at ", 0;\n"                                             \
+                 "wgmma.mma_async.sync.aligned.m64n" N "k16.f32." type "." type " {" names         \
+                 "}, " a_at ", " b_at ", adds, 1, 1, 0, 0;\n"                                      \
+                 "}"                                                                               \
+                 : outs                                                                            \
+                 : "l"(a), "l"(b), "r"(adds))
+
+#define PRODUCTS_FEW(T, type)                                                                      \
+    template <> struct products_few<T> {                                                           \
+        static __device__ __forceinline__ void few(float (&c)[4], uint64_t a, uint64_t b,          \
+                                                   int adds)                                       \
+        {                                                                                          \
+            FEW("8", type, NAMES4, OUT4(c, 0), "%4", "%5", "%6");                                  \
+        }                                                                                          \
+        static __device__ __forceinline__ void few(float (&c)[8], uint64_t a, uint64_t b,          \
+                                                   int adds)                                       \
+        {                                                                                          \
+            FEW("16", type, NAMES8, OUT8(c, 0), "%8", "%9", "%10");                                \
+        }                                                                                          \
+        static __device__ __forceinline__ void few(float (&c)[16], uint64_t a, uint64_t b,         \
+                                                   int adds)                                       \
+        {                                                                                          \
+            FEW("32", type, NAMES16, OUT16(c, 0), "%16", "%17", "%18");                            \
+        }                                                                                          \
+        static __device__ __forceinline__ void few(float (&c)[32], uint64_t a, uint64_t b,         \
+                                                   int adds)                                       \
+        {                                                                                          \
+            FEW("64", type, NAMES32, OUT32(c), "%32", "%33", "%34");                               \
+        }                                                                                          \
+    }
+
+PRODUCTS_FEW(__nv_bfloat16, "bf16");
+PRODUCTS_FEW(__half, "f16");
+
+/* Products run on while the code goes on. Registers they use are held where they are: the compiler
+ * must neither move an access over the fence or the wait, nor reuse what is still being read. */
+template <int N> static __device__ __forceinline__ void hold(float (&x)[N])
+{
+#pragma unroll
+    for (int i = 0; i < N; i++)
+        asm volatile("" : "+f"(x[i])::"memory");
+}
+
+template <int N> static __device__ __forceinline__ void hold(uint32_t (&x)[N])
+{
+#pragma unroll
+    for (int i = 0; i < N; i++)
+        asm volatile("" : "+r"(x[i])::"memory");
+}
+
+static __device__ __forceinline__ void products_fence(void)
 {
     asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
 }
@@ -94,61 +254,10 @@ static __device__ __forceinline__ void products_commit(void)
     asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
 }
 
-/* Until at most N groups are under way. */
 template <int N> static __device__ __forceinline__ void products_wait(void)
 {
     asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory");
 }
-
-#define FOUR(c, i) "+f"(c[i]), "+f"(c[(i) + 1]), "+f"(c[(i) + 2]), "+f"(c[(i) + 3])
-#define EIGHT(c, i) FOUR(c, i), FOUR(c, (i) + 4)
-#define SIXTEEN(c, i) EIGHT(c, i), EIGHT(c, (i) + 8)
-#define DST4 "%0,%1,%2,%3"
-#define DST8 DST4 ",%4,%5,%6,%7"
-#define DST16 DST8 ",%8,%9,%10,%11,%12,%13,%14,%15"
-#define DST32 DST16 ",%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31"
-#define WGMMA(N, TYPE, DST, A, B, ADD)                                                             \
-    "{\n.reg .pred add;\nsetp.ne.b32 add, " ADD ", 0;\n"                                           \
-    "wgmma.mma_async.sync.aligned.m64n" N "k16.f32." TYPE "." TYPE " {" DST "}, " A ", " B         \
-    ", add, 1, 1, 0, 0;\n}"
-
-/* c (64, N) = a (64, 16) b (N, 16)^T, or += where `add`, by a warpgroup; thread t has rows t / 32 *
- * 16 + t % 32 / 4 and the eighth after it, of every 8 columns t % 4 * 2 and the next: c[column / 8
- * * 4 + row half * 2 + column % 2]. */
-#define WGMMA_OF(T, TYPE)                                                                          \
-    template <> struct wgmma<T> {                                                                  \
-        static __device__ __forceinline__ void mma(float (&c)[4], uint64_t a, uint64_t b,          \
-                                                   uint32_t add)                                   \
-        {                                                                                          \
-            asm volatile(WGMMA("8", TYPE, DST4, "%4", "%5", "%6")                                  \
-                         : FOUR(c, 0)                                                              \
-                         : "l"(a), "l"(b), "r"(add));                                              \
-        }                                                                                          \
-        static __device__ __forceinline__ void mma(float (&c)[8], uint64_t a, uint64_t b,          \
-                                                   uint32_t add)                                   \
-        {                                                                                          \
-            asm volatile(WGMMA("16", TYPE, DST8, "%8", "%9", "%10")                                \
-                         : EIGHT(c, 0)                                                             \
-                         : "l"(a), "l"(b), "r"(add));                                              \
-        }                                                                                          \
-        static __device__ __forceinline__ void mma(float (&c)[16], uint64_t a, uint64_t b,         \
-                                                   uint32_t add)                                   \
-        {                                                                                          \
-            asm volatile(WGMMA("32", TYPE, DST16, "%16", "%17", "%18")                             \
-                         : SIXTEEN(c, 0)                                                           \
-                         : "l"(a), "l"(b), "r"(add));                                              \
-        }                                                                                          \
-        static __device__ __forceinline__ void mma(float (&c)[32], uint64_t a, uint64_t b,         \
-                                                   uint32_t add)                                   \
-        {                                                                                          \
-            asm volatile(WGMMA("64", TYPE, DST32, "%32", "%33", "%34")                             \
-                         : SIXTEEN(c, 0), SIXTEEN(c, 16)                                           \
-                         : "l"(a), "l"(b), "r"(add));                                              \
-        }                                                                                          \
-    }
-template <class T> struct wgmma;
-WGMMA_OF(__nv_bfloat16, "bf16");
-WGMMA_OF(__half, "f16");
 
 static __device__ __forceinline__ uint32_t cluster_size(void)
 {
@@ -187,4 +296,5 @@ static __device__ __forceinline__ float4 cluster_read(uint32_t address, uint32_t
     return v;
 }
 
+#endif
 #endif

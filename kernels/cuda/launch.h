@@ -26,6 +26,7 @@ enum half_type { HALF_BF16, HALF_F16 };
 #define GEMV_NORM_MAX 2048u /* width of rows whose norm it makes, at most */
 #define DECODE_ROWS 16u     /* query heads of one attention unit: a tensor core's rows */
 #define PREFILL_ROWS 64u
+#define PREFILL_ROWS_HOPPER 128u
 /* Numbers of a row of a part of decode attention: sums of v, top and sum of the weights; more, so
  * that rows begin in different banks. */
 #define PART_STRIDE(head_dim) ((head_dim) + 8u)
@@ -56,7 +57,8 @@ struct frame_row {
     uint32_t token; /* index of its first token in the step */
 };
 
-/* Rows of one attention block: PREFILL_ROWS (token, head of the group) pairs from `first` on. */
+/* Rows of one attention block: attention_tile_rows (token, head of the group) pairs from `first`
+ * on. */
 struct frame_tile {
     uint32_t row, first;
 };
@@ -150,18 +152,26 @@ struct gemv_args {
 cudaError_t launch_gemv(cudaStream_t s, enum half_type type, enum gemv_out out,
                         const struct gemv_args *a);
 
-/* gemm_skinny.cu, Hopper alone: the same with up to SKINNY_ROWS rows, n % 4 == 0 and y_stride % 4 ==
- * 0. w, x: maps of the matrices (tensor_map.c) in boxes of skinny_w_rows and skinny_x_rows rows, 64
- * numbers wide. */
+/* tensor_map.cu: arrays as Hopper's tensor copy engine reads them: dense, in boxes that lie in
+ * shared memory with the 128-byte swizzle; outside of the array there are zeros. sizes, box:
+ * numbers, innermost first; box[0] 64 at most, data and rows aligned to 16 bytes. */
+#define TENSOR_DIMENSIONS 3u
+int tensor_maps(void); /* whether this device is a Hopper, and code for it is there */
+cudaError_t tensor_map_make(CUtensorMap *out, enum half_type t, const void *data,
+                            uint32_t dimensions, const uint32_t *sizes, const uint32_t *box);
+
+/* gemm_skinny.cu, where there are tensor maps: y (m, n) = x (m, k) w^T for up to SKINNY_ROWS rows;
+ * k % 8 == 0, n % 4 == 0, y_stride % 4 == 0. */
 #define SKINNY_ROWS 64u
-uint32_t skinny_x_rows(uint32_t m);
-uint32_t skinny_w_rows(enum gemv_out out, uint32_t m, uint32_t n, uint32_t k,
-                       uint32_t multiprocessors);
+struct skinny_product {
+    const void *x, *w, *bias; /* bias: GEMV_HALF alone, or NULL */
+    void *y;
+    uint32_t m, n, k, y_stride; /* n: of y */
+    uint32_t multiprocessors;
+};
 cudaError_t skinny_setup(void); /* once a device */
 cudaError_t launch_skinny(cudaStream_t s, enum half_type type, enum gemv_out out,
-                          const CUtensorMap *w, const CUtensorMap *x, const void *bias, void *y,
-                          uint32_t m, uint32_t n, uint32_t k, uint32_t y_stride,
-                          uint32_t multiprocessors);
+                          const struct skinny_product *p);
 
 /* attention.cu, attention_decode.cu, decode_hopper.cu */
 struct attention_args {
@@ -177,8 +187,10 @@ struct attention_args {
     uint32_t *arrivals; /* (4 * multiprocessors); zero between launches */
     uint32_t tokens, tile_count, decode_count, multiprocessors;
     uint32_t qkv_stride, out_stride, heads, kv_heads, head_dim, page_size, pages_per_slot;
+    uint32_t pages;     /* that k and v have */
+    uint32_t tile_rows; /* prefill: of a tile; it chooses the kernel */
     uint32_t window;
-    float scale;
+    float scale; /* positive */
 };
 int attention_has_tiles(uint32_t head_dim); /* whether tensor-core kernels exist for it */
 cudaError_t attention_setup(void);          /* once a device */
@@ -187,6 +199,12 @@ cudaError_t launch_attention_prefill(cudaStream_t s, enum half_type t,
 cudaError_t launch_attention_decode(cudaStream_t s, enum half_type t,
                                     const struct attention_args *a);
 cudaError_t launch_attention_any(cudaStream_t s, enum half_type t, const struct attention_args *a);
+
+/* prefill_hopper.cu: what attention_setup and launch_attention_prefill do with PREFILL_ROWS_HOPPER.
+ */
+uint32_t attention_tile_rows(uint32_t head_dim, uint32_t page_size); /* of the faster kernel */
+cudaError_t prefill_hopper_setup(void);
+cudaError_t launch_prefill_hopper(cudaStream_t s, enum half_type t, const struct attention_args *a);
 
 /* A position whose token is known. */
 struct score_row {

@@ -163,6 +163,8 @@ static int attention_run(struct device *d, const struct op *op, struct err *err)
         .head_dim = m->head_dim,
         .page_size = d->page_size,
         .pages_per_slot = d->pages_per_slot,
+        .pages = d->num_pages + 1,
+        .tile_rows = d->tile_rows,
         .window = (uint32_t)op->window,
         .scale = m->attention_scale,
     };

@@ -262,8 +262,9 @@ int cuda_prepare(struct device *d, uint32_t page_size, uint32_t num_slots, uint3
     d->tokens_max = tokens_max;
     d->context_max = context_max;
     d->pages_per_slot = (context_max + page_size - 1) / page_size;
+    d->tile_rows = attention_tile_rows(m->head_dim, page_size);
     d->tiles_max =
-        num_slots + (uint32_t)((uint64_t)tokens_max * (m->heads / m->kv_heads) / PREFILL_ROWS) + 1;
+        num_slots + (uint32_t)((uint64_t)tokens_max * (m->heads / m->kv_heads) / d->tile_rows) + 1;
     rc = slots_alloc(d, err);
     if (!rc)
         rc = frame_alloc(d, err);

@@ -206,11 +206,11 @@ static int row_check(const struct device *d, const struct ops_row *row, struct e
 static void row_tiles(struct device *d, uint32_t index, uint32_t count)
 {
     uint64_t rows = (uint64_t)count * (d->model.heads / d->model.kv_heads);
-    uint64_t tiles = (rows + PREFILL_ROWS - 1) / PREFILL_ROWS;
+    uint64_t tiles = (rows + d->tile_rows - 1) / d->tile_rows;
 
     for (uint64_t i = tiles; i-- > 0;)
         d->frame_host.tiles[d->tiles_count++] =
-            (struct frame_tile){index, (uint32_t)(i * PREFILL_ROWS)};
+            (struct frame_tile){index, (uint32_t)(i * d->tile_rows)};
 }
 
 static void row_add(struct device *d, uint32_t index, const struct ops_row *row)

@@ -39,7 +39,7 @@ cublasStatus_t plan_guess(const struct device *d, struct gemm_plan *p)
 
     if (rc == CUBLAS_STATUS_SUCCESS)
         p->algo = first.algo;
-    p->skinny = skinny_suits(d, p, p->m_max);
+    p->skinny = skinny_suits(p, p->m_max);
     return rc;
 }
 
@@ -156,7 +156,7 @@ cublasStatus_t plan_race(const struct device *d, struct gemm_plan *p, const stru
     }
     if (rc == CUBLAS_STATUS_SUCCESS && best < 0.0f)
         rc = CUBLAS_STATUS_EXECUTION_FAILED;
-    if (rc == CUBLAS_STATUS_SUCCESS && skinny_suits(d, p, q->m)) {
+    if (rc == CUBLAS_STATUS_SUCCESS && skinny_suits(p, q->m)) {
         us = algo_time(d, p, NULL, q, weights, weights_count, events);
         p->skinny = us >= 0.0f && us < best;
     }
@@ -272,7 +272,7 @@ static bool plan_recall(struct device *d, const struct tuning *t, const struct g
     p.algo = e->algo;
     p.skinny = e->skinny;
     good = plan_describe(d, &p, rows) == CUBLAS_STATUS_SUCCESS &&
-           (!p.skinny || skinny_suits(d, &p, rows)) &&
+           (!p.skinny || skinny_suits(&p, rows)) &&
            cublasLtMatmulAlgoCheck(d->blas, p.desc, p.w, p.x, p.y, p.y, &p.algo, &check) ==
                CUBLAS_STATUS_SUCCESS &&
            check.workspaceSize <= GEMM_WORKSPACE;

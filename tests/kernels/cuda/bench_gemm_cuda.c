@@ -157,7 +157,7 @@ static void rows_bench(struct bench *b, const char *name, uint32_t m)
     if (m <= GEMV_ROWS)
         us[WAY_GEMV] = way_time(b, WAY_GEMV, m);
     us[WAY_BLAS] = way_time(b, WAY_BLAS, m);
-    if (b->d->tensor_encode) {
+    if (tensor_maps()) {
         us[WAY_SKINNY] = way_time(b, WAY_SKINNY, m);
         us[WAY_SILU] = way_time(b, WAY_SILU, m);
         errors_find(b, m, errors);
