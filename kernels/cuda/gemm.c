@@ -193,8 +193,10 @@ static int plan_get(struct device *d, const struct gemm_plan *key, const struct 
  * best; with a few rows of a large one its reading of x shows. */
 bool gemv_suits(const struct weight *w, uint32_t m)
 {
+    size_t sm = getenv("SK_SMALL") ? (size_t)atoi(getenv("SK_SMALL")) << 20 : GEMV_SMALL;
+    uint32_t big = getenv("SK_BIG") ? (uint32_t)atoi(getenv("SK_BIG")) : 32768;
     return w->cols % 8 == 0 &&
-           (m == 1 || (m <= GEMV_ROWS && (size_t)w->rows * w->cols <= GEMV_SMALL));
+           ((m == 1 && (!tensor_maps() || w->rows >= big)) || (m <= GEMV_ROWS && (size_t)w->rows * w->cols <= sm));
 }
 
 static int gemv_run(struct device *d, enum gemv_out out, const struct gemv_args *a, struct err *err)

@@ -9,6 +9,7 @@
  * its share of the results from all of them, in order. So the order of a sum depends on the shapes
  * alone. */
 #include "kernels/cuda/hopper.cuh"
+#include <stdlib.h>
 
 #define CONSUMERS 128
 #define THREADS (CONSUMERS + 32)
@@ -27,6 +28,8 @@ struct skinny_args {
     void *y;
     uint32_t m, n, k_tiles, y_stride; /* k_tiles: of DEPTH swizzled rows */
     uint32_t half, tiles, stages;     /* half: rows of w in one product, at most HALF_MAX */
+    uint32_t apart;                   /* part: bytes behind the ring's begin */
+    uint32_t lead, pre;
 };
 
 static __host__ __device__ constexpr uint32_t part_bytes(uint32_t n)
@@ -86,20 +89,40 @@ static __device__ __forceinline__ uint32_t turns_of(const struct block &b,
     return (a.tiles - b.tile + b.step - 1) / b.step * b.count;
 }
 
-/* One thread. */
+template <int N>
+static __device__ __forceinline__ void w_prefetch(const struct block &b,
+                                                  const struct skinny_args &a, const CUtensorMap *w,
+                                                  uint32_t i, uint64_t policy)
+{
+    uint32_t k = (b.first + i % b.count) * PANEL, tile = b.tile + i / b.count * b.step;
+
+    box_prefetch(w, k, tile * b.rows, policy);
+    box_prefetch(w, k, tile * b.rows + b.apart, policy);
+}
+
+/* One thread. The next kernel's blocks come when the last tiles are asked for: what they ask for
+ * then keeps memory busy while this kernel ends. */
 template <int N>
 static __device__ __forceinline__ void ring_fill(const struct block &b, const struct skinny_args &a,
                                                  const CUtensorMap *w, const CUtensorMap *x)
 {
     uint32_t turns = turns_of(b, a), ahead = turns < a.stages ? turns : a.stages;
+    uint32_t close = turns > a.lead ? turns - a.lead : 0;
+    uint32_t far = ahead + a.pre < turns ? ahead + a.pre : turns;
     uint64_t once = policy_evict_first(), again = policy_evict_last();
 
+    if (close <= ahead)
+        next_start();
     for (uint32_t i = 0; i < ahead; i++)
         w_copy<N>(b, a, w, i, once);
+    for (uint32_t i = ahead; i < far; i++)
+        w_prefetch<N>(b, a, w, i, once);
     previous_wait();
     for (uint32_t i = 0; i < ahead; i++)
         x_copy<N>(b, a, x, i, again);
     for (uint32_t i = ahead; i < turns; i++) {
+        if (i == close)
+            next_start();
         barrier_wait(b.empty + 8 * (i % a.stages), (i / a.stages - 1) & 1);
         w_copy<N>(b, a, w, i, once);
         x_copy<N>(b, a, x, i, again);
@@ -261,6 +284,7 @@ tile_share(const struct block &b, const struct skinny_args &a, float *part, uint
         float c0[N / 2], c1[N / 2];
 
         tile_multiply<T, N>(b, a, 0, c0, c1);
+        consumers_sync();
         part_store<N>(c0, part);
         part_store<N>(c1, part + HALF_MAX);
     }
@@ -287,9 +311,8 @@ __global__ void __launch_bounds__(THREADS)
     uint32_t base = (uint32_t)__cvta_generic_to_shared(shared);
     struct block b = {};
 
-    next_start();
     b.ring = (base + PANEL_ALIGNMENT - 1) / PANEL_ALIGNMENT * PANEL_ALIGNMENT;
-    b.part = b.ring + a.stages * stage_bytes(N, a.half);
+    b.part = b.ring + a.apart;
     b.full = (uint32_t)__cvta_generic_to_shared(barriers[0]);
     b.empty = (uint32_t)__cvta_generic_to_shared(barriers[1]);
     b.first = a.k_tiles * rank / parts;
@@ -379,11 +402,16 @@ template <class T, int N, int OUT> static cudaError_t skinny(struct skinny_call 
 {
     cudaLaunchAttribute attributes[2] = {};
     cudaLaunchConfig_t config = {};
-    uint32_t stage = stage_bytes(N, c->a.half), over = (HALF_MAX - c->a.half) * PANEL_ROW;
-    uint32_t behind = part_bytes(N) > over ? part_bytes(N) : over;
-    uint32_t stages = (SHARED_MAX - PANEL_ALIGNMENT - behind) / stage;
+    uint32_t stage = stage_bytes(N, c->a.half), behind = (HALF_MAX - c->a.half) * PANEL_ROW;
+    bool again = c->a.tiles > c->clusters; /* the ring is filled again when a tile is done */
 
-    c->a.stages = stages < STAGES_MAX ? stages : STAGES_MAX;
+    if (again && behind < part_bytes(N))
+        behind = part_bytes(N);
+    c->a.stages = (SHARED_MAX - PANEL_ALIGNMENT - behind) / stage;
+    c->a.stages = c->a.stages < STAGES_MAX ? c->a.stages : STAGES_MAX;
+    c->a.apart = again ? c->a.stages * stage : 0;
+    c->a.lead = getenv("SK_LEAD") ? atoi(getenv("SK_LEAD")) : c->a.stages;
+    c->a.pre = getenv("SK_PRE") ? atoi(getenv("SK_PRE")) * 1024 / (2 * c->a.half * PANEL_ROW) : 0;
     attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
     attributes[0].val.programmaticStreamSerializationAllowed = 1;
     attributes[1].id = cudaLaunchAttributeClusterDimension;

@@ -386,10 +386,13 @@ int cuda_act_write(struct device *d, struct act *a, uint32_t tokens, const float
     half = mem_array(n, sizeof *half);
     for (size_t i = 0; i < n; i++)
         half[i] = d->type == HALF_BF16 ? bf16_narrow(in[i]) : f16_narrow(in[i]);
-    copied = cudaMemcpy(a->data, half, n * sizeof *half, cudaMemcpyHostToDevice);
-    free(half);
+    /* On the stream: a copy that is not may return before it has reached the device. */
+    copied = cudaMemcpyAsync(a->data, half, n * sizeof *half, cudaMemcpyHostToDevice, d->stream);
     if (copied == cudaSuccess && a->wide)
-        copied = cudaMemcpy(a->wide, in, n * sizeof *in, cudaMemcpyHostToDevice);
+        copied = cudaMemcpyAsync(a->wide, in, n * sizeof *in, cudaMemcpyHostToDevice, d->stream);
+    if (copied == cudaSuccess)
+        copied = cudaStreamSynchronize(d->stream);
+    free(half);
     a->is_wide = false;
     return copied == cudaSuccess ? 0 : cuda_fail(d, copied, "writing activations", err);
 }

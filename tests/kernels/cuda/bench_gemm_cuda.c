@@ -34,7 +34,7 @@ static const struct shape shapes[] = {
     {"0.6B qkv", 4096, 1024},   {"0.6B o", 1024, 2048},       {"0.6B gate_up", 6144, 1024},
     {"0.6B down", 1024, 3072},  {"0.6B head", 151936, 1024},
 };
-static const uint32_t rows[] = {1, 4, 8, 32, 64};
+static const uint32_t rows[] = {1, 2, 4, 8, 16, 32, 64};
 
 struct bench {
     struct device *d;
@@ -49,11 +49,12 @@ static cudaError_t call(struct bench *b, enum way way, uint32_t m, uint32_t turn
     struct device *d = b->d;
     const struct weight *w = b->weights[turn % b->count];
     const struct product q = {b->x, w->data, NULL, b->y, m};
+    const struct gemv_args a = {
+        .x = b->x, .w = w->data, .y = b->y, .m = m, .n = b->n, .k = b->k, .y_stride = b->n};
     cublasStatus_t rc = CUBLAS_STATUS_SUCCESS;
 
     if (way == WAY_GEMV)
-        return launch_gemv(d->stream, d->type, GEMV_HALF, b->x, w->data, NULL, b->y, m, b->n, b->k,
-                           b->n);
+        return launch_gemv(d->stream, d->type, GEMV_HALF, &a);
     if (way == WAY_SILU)
         return skinny_run(d, GEMV_SILU, b->n / 2, b->k, b->n / 2, &q);
     rc = plan_run(d, &b->plan, way == WAY_BLAS ? &b->plan.algo : NULL, &q);
