@@ -14,8 +14,8 @@
 #include <cuda_runtime_api.h>
 #include <nccl.h>
 
-#define STEPS_AHEAD 2 /* begun and not ended */
-#define UPLOADS 4     /* staging buffers in turn */
+#define STEPS_AHEAD 4             /* begun and not ended */
+#define UPLOADS (STEPS_AHEAD + 1) /* staging buffers in turn */
 #define PATCHES_MAX 4096u
 #define UPLOAD_WORDS (2u << 20)
 #define GEMM_PLANS_MAX 512u

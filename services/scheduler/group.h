@@ -12,6 +12,7 @@
 #include <stdint.h>
 
 #define GROUP_RANKS_MAX 64u
+#define GROUP_STEPS_MAX 4u /* in flight */
 
 /* rank 0's results, copied: other ranks may answer after it. */
 struct results {
@@ -31,7 +32,9 @@ struct round {
     uint32_t hash_rank;
     uint64_t compute_us; /* of the slowest */
     struct results results;
-    struct deadline_shape shape; /* the owner's */
+    /* The owner's: */
+    struct deadline_shape shape;
+    bool decodes; /* no row has more than one token */
 };
 
 struct group {
@@ -53,10 +56,12 @@ struct group {
     uint32_t eos_ids[64];
     uint32_t eos_ids_count;
     bool prompt_logprobs; /* every rank can compute them */
+    uint32_t steps_ahead; /* every rank can have begun so many */
     char device[17];
     bool known; /* these stay from one group to the next, but for pages and bytes */
     struct round rounds[SCHEDULER_STEPS_MAX]; /* the oldest first */
     uint32_t rounds_count;
+    uint64_t step_us; /* computing, of the last that was dropped; 0: not known */
 };
 
 void group_init(struct group *g, uint32_t size, uint32_t page_size);
@@ -78,6 +83,12 @@ bool group_uneven(const struct group *g);
 
 bool group_all_loaded(const struct group *g);
 bool group_all_ready(const struct group *g);
+
+/* Whether another step may be sent: one computes while the next waits at the ranks, so that they do
+ * not wait for a plan. Where steps are so short that the next may have ended before it comes, more
+ * wait, up to GROUP_STEPS_MAX, but not behind prompts: what comes meanwhile is to wait for short
+ * steps alone. */
+bool group_step_wanted(const struct group *g);
 
 void group_step_sent(struct group *g, uint64_t step, int64_t now_us);
 

@@ -7,9 +7,6 @@
 #include <string.h>
 #include <sys/random.h>
 
-/* One computes while the next waits at the ranks: they never wait for a plan. */
-#define STEPS_IN_FLIGHT_MAX 2u
-
 /* ---- lost ---- */
 
 void ranks_lost(struct service *s, uint64_t next)
@@ -60,9 +57,18 @@ static void on_epoch(void *ctx, uint64_t epoch)
 
 /* ---- steps ---- */
 
+static bool step_decodes(const struct proto_step *m)
+{
+    for (uint32_t i = 0; i < m->rows_count; i++)
+        if (m->rows[i].count > 1)
+            return false;
+    return true;
+}
+
 static int send_step(struct service *s, const struct scheduler_step *step, int64_t now_us)
 {
     const struct proto_step *m = &step->message;
+    struct round *round;
 
     for (uint32_t rank = 0; rank < s->group.size; rank++) {
         if (bus_send(s->ranks[rank], PROTO_STEP, 0, m, s->err)) {
@@ -71,7 +77,9 @@ static int send_step(struct service *s, const struct scheduler_step *step, int64
     }
     group_step_sent(&s->group, m->step, now_us);
     watchdog_sent(&s->watchdog, bus_epoch(s->workers), m, now_us);
-    s->group.rounds[s->group.rounds_count - 1].shape = deadline_shape(m);
+    round = &s->group.rounds[s->group.rounds_count - 1];
+    round->shape = deadline_shape(m);
+    round->decodes = step_decodes(m);
     if (s->group.rounds_count == 1)
         s->oldest_us = now_us;
     for (uint32_t i = 0; i < m->opened_count; i++)
@@ -85,7 +93,8 @@ static int send_steps(struct service *s)
     int64_t now_us = clock_mono_us();
     int rc = 0;
 
-    while (!rc && s->ready && !service_failed(s) && (step = scheduler_plan(s->core, now_us)))
+    while (!rc && s->ready && !service_failed(s) && group_step_wanted(&s->group) &&
+           (step = scheduler_plan(s->core, now_us)))
         rc = send_step(s, step, now_us);
     return rc;
 }
@@ -168,7 +177,7 @@ static int core_start(struct service *s, struct err *err)
         .prefill_tokens_max = c->prefill_tokens_max,
         .context_length = g->context_length,
         .vocab_size = g->vocab_size,
-        .steps_in_flight_max = STEPS_IN_FLIGHT_MAX,
+        .steps_in_flight_max = GROUP_STEPS_MAX,
         .policy = c->policy,
         .prefix_cache = c->prefix_cache,
         .conservativeness = c->conservativeness,

@@ -9,6 +9,8 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#define ENGINE_STEPS_MAX 4u /* begun and not ended, of any engine */
+
 struct comm_meet;
 struct engine; /* private to the implementation */
 
@@ -25,7 +27,7 @@ struct engine_config {
     const struct comm_meet *meet; /* kernels/comm.h; NULL for one rank */
     const char *comm_interface;   /* NULL or "": the backend's choice */
     double dist_timeout_s;
-    uint32_t null_step_us; /* device null: what a step takes at least */
+    uint32_t null_step_us;                                     /* device null: what a step takes */
     bool graphs_off, library_all_reduce, symmetric, p2p_check; /* as in struct ops_config */
     uint32_t graph_rows_max;
     /* The scheduler's --max-running-requests and --chunked-prefill-size: a device with memory of
@@ -47,10 +49,11 @@ struct engine_info {
     uint32_t eos_ids[64];
     uint32_t eos_count;
     bool prompt_logprobs; /* can be computed */
+    uint32_t steps_ahead; /* so many may have begun and not ended */
 };
 
 struct engine_result {
-    const struct proto_sampled *results; /* the engine's, valid until the next step ends */
+    const struct proto_sampled *results; /* the engine's, until a step begins or ends */
     uint32_t count;
     uint64_t hash;      /* of the step and its tokens: the same on all ranks */
     uint64_t device_us; /* that the device spent on it; 0: not known */
@@ -70,6 +73,8 @@ struct engine_kind {
     bool (*room)(const struct engine *e);
     /* Whether `end` would return at once. NULL: it computes the step itself. */
     bool (*ready)(const struct engine *e);
+    /* By clock_mono_us, when `ready` will be true if nothing else begins. NULL: not known. */
+    int64_t (*due_us)(const struct engine *e);
     /* Waits for the oldest step that has begun. */
     int (*end)(struct engine *e, struct engine_result *result, struct err *err);
     void (*free)(struct engine **self);

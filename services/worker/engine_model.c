@@ -15,8 +15,6 @@
 
 #include <xxhash.h>
 
-#define STEPS_MAX 2 /* begun and not ended */
-
 /* What a result is made of. */
 struct wanted {
     uint32_t slot;
@@ -45,7 +43,7 @@ struct engine {
     uint32_t page_size, context_length;
     uint64_t fingerprint, bytes_read;
     struct slots slots; /* views is NULL before kv_alloc */
-    struct under_way under_way[STEPS_MAX];
+    struct under_way under_way[ENGINE_STEPS_MAX];
     uint32_t first, count; /* of them, in turn */
     struct ops_row *rows;
     uint32_t *end_ids;
@@ -73,7 +71,7 @@ static void engine_model_free(struct engine **self)
         e->ops->device_close(&e->device);
     weights_fini(&e->weights);
     slots_fini(&e->slots);
-    for (uint32_t i = 0; i < STEPS_MAX; i++)
+    for (uint32_t i = 0; i < ENGINE_STEPS_MAX; i++)
         free(e->under_way[i].wanted);
     free(e->rows);
     free(e->scores);
@@ -313,6 +311,11 @@ static int load_cuda(const struct engine_config *config, struct engine **out, st
     return load(config, "cuda", out, err);
 }
 
+static uint32_t steps_ahead(const struct engine *e)
+{
+    return e->ops->steps_ahead < ENGINE_STEPS_MAX ? e->ops->steps_ahead : ENGINE_STEPS_MAX;
+}
+
 static void info(const struct engine *e, struct engine_info *out)
 {
     uint64_t pages = e->ops->pages_max(e->device, e->page_size);
@@ -335,6 +338,7 @@ static void info(const struct engine *e, struct engine_info *out)
         .fingerprint = e->fingerprint,
         .eos_count = e->model.eos_count,
         .prompt_logprobs = e->ops->score != NULL,
+        .steps_ahead = steps_ahead(e),
     };
     (void)snprintf(out->device, sizeof out->device, "%s", e->ops->name);
     memcpy(out->eos_ids, e->model.eos_ids, sizeof e->model.eos_ids);
@@ -367,7 +371,7 @@ static int kv_alloc(struct engine *e, uint32_t num_pages, uint32_t num_slots, ui
     if (rc)
         return rc;
     slots_init(&e->slots, &config);
-    for (uint32_t i = 0; i < STEPS_MAX; i++)
+    for (uint32_t i = 0; i < ENGINE_STEPS_MAX; i++)
         e->under_way[i].wanted = mem_array(num_slots, sizeof *e->under_way[i].wanted);
     e->rows = mem_array(num_slots, sizeof *e->rows);
     e->scores = mem_array(num_slots, sizeof *e->scores);
@@ -487,16 +491,17 @@ static int apply_slots(struct engine *e, const struct proto_step *step, struct e
     return rc;
 }
 
+/* One that scores is the newest: nothing begins behind it. */
 static bool room(const struct engine *e)
 {
-    uint32_t most = e->ops->steps_ahead < STEPS_MAX ? e->ops->steps_ahead : STEPS_MAX;
+    uint32_t newest = (e->first + e->count + ENGINE_STEPS_MAX - 1) % ENGINE_STEPS_MAX;
 
-    return e->count < most && !(e->count && e->under_way[e->first].scored);
+    return e->count < steps_ahead(e) && !(e->count && e->under_way[newest].scored);
 }
 
 static int begin(struct engine *e, const struct proto_step *step, struct err *err)
 {
-    struct under_way *u = &e->under_way[(e->first + e->count) % STEPS_MAX];
+    struct under_way *u = &e->under_way[(e->first + e->count) % ENGINE_STEPS_MAX];
     struct decoder_scores scores = {.list = e->scores};
     int rc;
 
@@ -535,7 +540,7 @@ static int end(struct engine *e, struct engine_result *result, struct err *err)
     *result = (struct engine_result){.results = e->results, .count = u->count};
     result->hash = slots_hash_results(u->hash, e->results, u->count);
     result->device_us = u->rows && e->ops->step_us ? e->ops->step_us(e->device) : 0;
-    e->first = (e->first + 1) % STEPS_MAX;
+    e->first = (e->first + 1) % ENGINE_STEPS_MAX;
     e->count--;
     return 0;
 }

@@ -18,6 +18,15 @@
 /* Pages cost nothing here, of whatever size; little enough for the scheduler's tables. */
 #define NULL_POOL_PAGES (1u << 18)
 
+/* A step that has begun. */
+struct null_step {
+    struct engine_result result;
+    int64_t due_us;
+    struct proto_sampled *results;
+    struct proto_logprob *logprobs;
+    struct proto_alternative *alternatives;
+};
+
 struct engine {
     uint32_t vocab_size, context_length, page_size;
     uint32_t step_us;
@@ -25,12 +34,9 @@ struct engine {
     uint32_t eos_count;
     uint64_t fingerprint;
     struct slots slots;
-    struct engine_result pending; /* of the step under way */
-    bool under_way;
-    int64_t begun_us;
-    struct proto_sampled *results;
-    struct proto_logprob *logprobs;
-    struct proto_alternative *alternatives;
+    struct null_step steps[ENGINE_STEPS_MAX];
+    uint32_t first, count; /* of them, in turn */
+    int64_t busy_us;       /* until then, with what has begun */
 };
 
 uint32_t null_token(uint64_t seed, uint32_t i, uint32_t vocab_size, const uint32_t *eos_ids,
@@ -89,9 +95,11 @@ static void engine_null_free(struct engine **self)
     if (!e)
         return;
     slots_fini(&e->slots);
-    free(e->results);
-    free(e->logprobs);
-    free(e->alternatives);
+    for (uint32_t i = 0; i < ENGINE_STEPS_MAX; i++) {
+        free(e->steps[i].results);
+        free(e->steps[i].logprobs);
+        free(e->steps[i].alternatives);
+    }
     free(e);
     *self = NULL;
 }
@@ -117,6 +125,12 @@ static int load(const struct engine_config *config, struct engine **out, struct 
     return rc;
 }
 
+/* Without a time, steps end as they begin. */
+static uint32_t steps_ahead(const struct engine *e)
+{
+    return e->step_us ? ENGINE_STEPS_MAX : 1;
+}
+
 static void info(const struct engine *e, struct engine_info *out)
 {
     *out = (struct engine_info){
@@ -127,6 +141,7 @@ static void info(const struct engine *e, struct engine_info *out)
         .fingerprint = e->fingerprint,
         .eos_count = e->eos_count,
         .prompt_logprobs = true,
+        .steps_ahead = steps_ahead(e),
     };
     memcpy(out->eos_ids, e->eos_ids, sizeof e->eos_ids);
 }
@@ -146,43 +161,50 @@ static int kv_alloc(struct engine *e, uint32_t num_pages, uint32_t num_slots, ui
         return err_set(err, ERR_PROTOCOL, "KV pool of %u pages, %u slots, %u tokens a step",
                        num_pages, num_slots, tokens_max);
     slots_init(&e->slots, &config);
-    e->results = mem_array(num_slots, sizeof *e->results);
-    e->logprobs = mem_array(logprobs, sizeof *e->logprobs);
-    e->alternatives = mem_array(logprobs * NULL_TOP_MAX, sizeof *e->alternatives);
+    for (uint32_t i = 0; i < ENGINE_STEPS_MAX; i++) {
+        struct null_step *u = &e->steps[i];
+
+        u->results = mem_array(num_slots, sizeof *u->results);
+        u->logprobs = mem_array(logprobs, sizeof *u->logprobs);
+        u->alternatives = mem_array(logprobs * NULL_TOP_MAX, sizeof *u->alternatives);
+    }
     return 0;
 }
 
-/* Log probability i of the step, made up as the tokens: alternative j has -(j + 1). */
-static struct proto_logprob *fill_logprob(struct engine *e, uint32_t i, uint32_t id, int32_t wanted)
+/* Log probability i of step u, made up as the tokens: alternative j has -(j + 1). */
+static struct proto_logprob *fill_logprob(const struct engine *e, struct null_step *u, uint32_t i,
+                                          uint32_t id, int32_t wanted)
 {
-    struct proto_alternative *top = e->alternatives + (size_t)i * NULL_TOP_MAX;
+    struct proto_alternative *top = u->alternatives + (size_t)i * NULL_TOP_MAX;
     uint32_t count = (uint32_t)wanted < e->vocab_size ? (uint32_t)wanted : e->vocab_size;
 
     for (uint32_t j = 0; j < count; j++)
         top[j] = (struct proto_alternative){.id = (id + j) % e->vocab_size, .logprob = -1.0 - j};
-    e->logprobs[i] =
+    u->logprobs[i] =
         (struct proto_logprob){.id = id, .logprob = -1.0, .top = top, .top_count = count};
-    return &e->logprobs[i];
+    return &u->logprobs[i];
 }
 
 /* The tokens of a prompt are not kept: a scored position has its number as the id that follows. */
-static void fill_scores(struct engine *e, const struct proto_score *score, int32_t wanted,
-                        uint32_t *logprobs, struct proto_sampled *r)
+static void fill_scores(const struct engine *e, struct null_step *u,
+                        const struct proto_score *score, int32_t wanted, uint32_t *logprobs,
+                        struct proto_sampled *r)
 {
-    r->prompt = &e->logprobs[*logprobs];
+    r->prompt = &u->logprobs[*logprobs];
     r->prompt_count = score->count;
     for (uint32_t k = 0; k < score->count; k++)
-        (void)fill_logprob(e, (*logprobs)++, (score->start + k) % e->vocab_size, wanted);
+        (void)fill_logprob(e, u, (*logprobs)++, (score->start + k) % e->vocab_size, wanted);
 }
 
-static uint32_t fill_results(struct engine *e, const struct proto_step *step)
+static uint32_t fill_results(const struct engine *e, struct null_step *u,
+                             const struct proto_step *step)
 {
     uint32_t count = 0, next = 0, logprobs = e->slots.config.num_slots;
 
     for (uint32_t i = 0; i < step->rows_count; i++) {
         const struct slot_view *view = &e->slots.views[step->rows[i].slot];
         const struct proto_score *score = slots_score(step, i, &next);
-        struct proto_sampled *r = &e->results[count];
+        struct proto_sampled *r = &u->results[count];
 
         if (!step->rows[i].sample && !score)
             continue;
@@ -192,16 +214,17 @@ static uint32_t fill_results(struct engine *e, const struct proto_step *step)
                                e->eos_count);
             r->logprob_count = view->logprobs >= 0;
             if (r->logprob_count)
-                r->logprob = fill_logprob(e, count, r->id, view->logprobs);
+                r->logprob = fill_logprob(e, u, count, r->id, view->logprobs);
         }
         if (score)
-            fill_scores(e, score, view->logprobs, &logprobs, r);
+            fill_scores(e, u, score, view->logprobs, &logprobs, r);
         count++;
     }
     return count;
 }
 
-/* Computing is waiting: as the host does while a device works. */
+/* Computing is waiting, as the host does while a device works: steps begin when the one before has
+ * ended, and take their time. */
 static void wait_until(int64_t until_us)
 {
     const struct timespec until = {until_us / 1000000, until_us % 1000000 * 1000};
@@ -212,33 +235,49 @@ static void wait_until(int64_t until_us)
 
 static int begin(struct engine *e, const struct proto_step *step, struct err *err)
 {
+    struct null_step *u = &e->steps[(e->first + e->count) % ENGINE_STEPS_MAX];
+    int64_t now_us = clock_mono_us();
     int rc;
-
-    e->begun_us = clock_mono_us();
 
     if (!e->slots.views)
         return err_set(err, ERR_PROTOCOL, "a step before the KV pool");
     rc = slots_apply(&e->slots, step, err);
     if (rc)
         return rc;
-    e->pending = (struct engine_result){.results = e->results, .count = fill_results(e, step)};
-    e->pending.hash = slots_hash_results(slots_hash_rows(step), e->results, e->pending.count);
-    e->under_way = true;
+    u->result = (struct engine_result){
+        .results = u->results, .count = fill_results(e, u, step), .device_us = e->step_us};
+    u->result.hash = slots_hash_results(slots_hash_rows(step), u->results, u->result.count);
+    e->busy_us = (e->busy_us > now_us ? e->busy_us : now_us) + e->step_us;
+    u->due_us = e->busy_us;
+    e->count++;
     return 0;
 }
 
 static bool room(const struct engine *e)
 {
-    return !e->under_way;
+    return e->count < steps_ahead(e);
+}
+
+static int64_t due_us(const struct engine *e)
+{
+    return e->steps[e->first].due_us;
+}
+
+static bool ready(const struct engine *e)
+{
+    return !e->step_us || clock_mono_us() >= due_us(e);
 }
 
 static int end(struct engine *e, struct engine_result *result, struct err *err)
 {
+    struct null_step *u = &e->steps[e->first];
+
     (void)err;
-    if (e->step_us)
-        wait_until(e->begun_us + e->step_us);
-    e->under_way = false;
-    *result = e->pending;
+    if (!ready(e))
+        wait_until(u->due_us);
+    *result = u->result;
+    e->first = (e->first + 1) % ENGINE_STEPS_MAX;
+    e->count--;
     return 0;
 }
 
@@ -250,6 +289,8 @@ const struct engine_kind engine_null = {
     .kv_alloc = kv_alloc,
     .begin = begin,
     .room = room,
+    .ready = ready,
+    .due_us = due_us,
     .end = end,
     .free = engine_null_free,
 };

@@ -1,5 +1,8 @@
 #include "services/worker/mailbox.h"
 
+#include <errno.h>
+#include <time.h>
+
 void mailbox_init(struct mailbox *m, void (*notify)(void *ctx), void *ctx)
 {
     *m = (struct mailbox){.notify = notify, .ctx = ctx};
@@ -62,6 +65,18 @@ bool mailbox_wait(struct mailbox *m, struct buf *out)
     while (!m->closed && m->count == 0)
         (void)pthread_cond_wait(&m->filled, &m->lock);
     taken = mailbox_take(m, out);
+    (void)pthread_mutex_unlock(&m->lock);
+    return taken;
+}
+
+bool mailbox_wait_until(struct mailbox *m, struct buf *out, int64_t until_us)
+{
+    const struct timespec until = {until_us / 1000000, until_us % 1000000 * 1000};
+    bool taken, late = false;
+
+    (void)pthread_mutex_lock(&m->lock);
+    while (!(taken = mailbox_take(m, out)) && !late)
+        late = pthread_cond_clockwait(&m->filled, &m->lock, CLOCK_MONOTONIC, &until) == ETIMEDOUT;
     (void)pthread_mutex_unlock(&m->lock);
     return taken;
 }

@@ -26,8 +26,10 @@ void mailbox_fini(struct mailbox *m);
 int mailbox_push(struct mailbox *m, enum proto_type type, const void *message, struct err *err);
 
 /* The oldest message; the caller ends out with buf_fini. wait: blocks, false once it is closed;
- * poll: false when there is none. */
+ * wait_until: false when there is none by then (clock_mono_us), closed or not; poll: false when
+ * there is none. */
 bool mailbox_wait(struct mailbox *m, struct buf *out);
+bool mailbox_wait_until(struct mailbox *m, struct buf *out, int64_t until_us);
 bool mailbox_poll(struct mailbox *m, struct buf *out);
 
 /* Nothing goes in or out afterwards, and notify is not called again. */

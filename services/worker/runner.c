@@ -87,6 +87,7 @@ static int runner_load(struct runner *r, struct err *err)
         .device = proto_str(info.device),
         .prompt_logprobs = info.prompt_logprobs,
         .communicator = r->communicator,
+        .steps_ahead = info.steps_ahead,
     };
     return mailbox_push(r->out, PROTO_LOADED, &loaded, err);
 }
@@ -183,8 +184,9 @@ static int runner_take(struct runner *r, struct proto_arena *arena, const struct
 }
 
 /* The next message, as soon as the engine has room for a step; false: end a step instead, which is
- * ready or has to be computed here. A step that comes while another computes is queued behind it at
- * once, so that the device never waits for it. */
+ * ready or has to be computed here. A step that comes while others compute is queued behind them at
+ * once, so that the device never waits for it: it comes before an end only when the device may have
+ * nothing else. */
 static bool runner_receive(struct runner *r, struct buf *bytes, bool *closed)
 {
     r->doing = r->begun_count ? "waiting for the device" : "waiting for work";
@@ -193,12 +195,21 @@ static bool runner_receive(struct runner *r, struct buf *bytes, bool *closed)
         return true;
     }
     for (;;) {
-        if (r->begun_count < RUNNER_STEPS_MAX && r->kind->room(r->engine) &&
-            mailbox_poll(r->in, bytes))
-            return true;
-        if (!r->kind->ready || r->kind->ready(r->engine))
+        bool room = r->begun_count < ENGINE_STEPS_MAX && r->kind->room(r->engine);
+        bool ready = !r->kind->ready || r->kind->ready(r->engine);
+
+        if (ready && r->begun_count > 1)
             return false;
-        (void)sched_yield();
+        if (room && mailbox_poll(r->in, bytes))
+            return true;
+        if (ready)
+            return false;
+        if (!r->kind->due_us)
+            (void)sched_yield();
+        else if (!room)
+            return false; /* `end` waits */
+        else if (mailbox_wait_until(r->in, bytes, r->kind->due_us(r->engine)))
+            return true;
     }
 }
 

@@ -8,8 +8,6 @@
 #include "services/worker/engine.h"
 #include "services/worker/mailbox.h"
 
-#define RUNNER_STEPS_MAX 2
-
 /* A step that the engine has begun and not ended. */
 struct begun {
     uint64_t step;
@@ -27,7 +25,7 @@ struct runner {
     uint64_t communicator; /* hash of what was gathered; 0: nothing */
     struct buf gathered;   /* of the last round */
     struct proto_arena gathered_arena;
-    struct begun begun[RUNNER_STEPS_MAX];
+    struct begun begun[ENGINE_STEPS_MAX];
     uint32_t begun_count;
     _Atomic(const char *) doing; /* what the thread is at, for the log of others */
     pthread_t thread;

@@ -8,12 +8,17 @@ CPU time is what all server processes (launcher, gateways, tokenizers, scheduler
 from the first request to the last token, by /proc/PID/task/*/schedstat, a streamed token. Memory of
 a connection is the growth of the gateways' private memory (RssAnon) from before the first stream to
 the middle of the run.
+
+With --step-us the made-up device computes one step after the other, each for so long, as a GPU does;
+idle is the share of time in which it had none: 1 - (growth of step_compute_seconds / time), over
+the 3 s that follow the first; not told of runs that are over before.
 """
 
 import argparse
 import json
 import os
 import pathlib
+import re
 import signal
 import socket
 import subprocess
@@ -65,6 +70,19 @@ class Server:
             found[kind].append(int(child))
         return found
 
+    def computed(self):
+        """Time, seconds of computing and steps at the moment when a new report of them came."""
+        def read():
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics") as r:
+                text = r.read().decode()
+            return [sum(map(float, re.findall(rf"^phalanx:{name}(?:{{.*}})? (\S+)$", text, re.M)))
+                    for name in ("step_compute_seconds_sum", "step_compute_seconds_count")]
+
+        first, end = read(), time.monotonic() + 1
+        while (now := read()) == first and time.monotonic() < end:
+            time.sleep(0.001)
+        return time.monotonic(), *now
+
     def stop(self):
         self.process.send_signal(signal.SIGTERM)
         self.process.wait(20)
@@ -105,11 +123,16 @@ def run(binaries, streams, tokens, step_us, extra):
         before = {k: cpu_us(p) for k, p in pids.items()}
         memory = private_bytes(pids["gateway"])
         peak = [memory]
+        computed = []
         ended = threading.Event()
 
         def watch():
+            turn = 0
             while not ended.wait(0.5):
                 peak[0] = max(peak[0], private_bytes(pids["gateway"]))
+                turn += 1
+                if step_us and turn in (2, 8) and (seen := server.computed()) and not ended.is_set():
+                    computed.append(seen)
 
         thread = threading.Thread(target=watch)
         thread.start()
@@ -126,6 +149,10 @@ def run(binaries, streams, tokens, step_us, extra):
     result["by_process"] = {k: round(v / result["tokens"], 2) for k, v in used.items()}
     result["tokens_a_second"] = round(result["tokens"] / result["seconds"])
     result["gateway_bytes_a_connection"] = round((peak[0] - memory) / streams)
+    if len(computed) == 2:
+        t, busy, steps = (b - a for a, b in zip(*computed))
+        result["step_us"] = round(1e6 * t / steps * replicas, 1)
+        result["idle"] = round(1 - busy / t / replicas, 4)
     result["replicas"] = replicas
     return result
 
@@ -155,7 +182,9 @@ def main():
               f"{result['tokens_a_second']} tokens/s, wrong {result['wrong']}, lost {result['lost']}, "
               f"failed {result['failed']}; gap p50 {result['gap_ms_p50']:.0f} ms, p99 "
               f"{result['gap_ms_p99']:.0f} ms, most {result['gap_ms_max']:.0f} ms; "
-              f"{result['gateway_bytes_a_connection']} bytes a connection at the gateways", flush=True)
+              f"{result['gateway_bytes_a_connection']} bytes a connection at the gateways"
+              + (f"; step {result['step_us']} us, device idle {100 * result['idle']:.1f} %"
+                 if "idle" in result else ""), flush=True)
     sys.exit(bool(bad))
 
 

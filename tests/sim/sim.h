@@ -22,7 +22,7 @@
 #define SLOTS 8u
 #define PAGES 64u
 #define CONTEXT 64u
-#define FLIGHT 3u
+#define FLIGHT 4u
 #define OWNERS 3u
 
 /* ---- links ---- */

@@ -206,12 +206,81 @@ static void test_64_ranks(void **state)
     group_fini(&g);
 }
 
+/* The oldest of g's two ranks' rounds ends; the device spent so long on it. */
+static void round_ends(struct group *g, uint64_t elapsed_us)
+{
+    struct proto_step_done m = {.step = g->rounds[0].step, .elapsed_us = elapsed_us};
+    const struct proto_sampled *results;
+    struct err err = {0};
+    uint32_t count;
+    bool complete;
+
+    for (uint32_t rank = 0; rank < 2; rank++)
+        assert_int_equal(done(g, rank, &m, &complete, &results, &count, &err), 0);
+    assert_true(complete);
+    group_step_drop(g);
+}
+
+/* Sends steps until no more are wanted; returns how many are in flight then. */
+static uint32_t rounds_fill(struct group *g, bool decodes)
+{
+    static uint64_t step;
+
+    while (group_step_wanted(g)) {
+        group_step_sent(g, ++step, 0);
+        g->rounds[g->rounds_count - 1].decodes = decodes;
+    }
+    return g->rounds_count;
+}
+
+static void test_short_steps(void **state)
+{
+    struct proto_loaded a = loaded(0), b = loaded(1);
+    struct err err = {0};
+    struct group g;
+
+    (void)state;
+    a.steps_ahead = 3;
+    b.steps_ahead = GROUP_STEPS_MAX + 1;
+    group_init(&g, 2, 16);
+    assert_int_equal(group_loaded(&g, &b, &err), 0);
+    assert_int_equal(group_loaded(&g, &a, &err), 0);
+    assert_int_equal(g.steps_ahead, 3);
+    g.steps_ahead = b.steps_ahead;
+    assert_int_equal(rounds_fill(&g, true), 2); /* nobody knows yet how long they take */
+    round_ends(&g, 1500);
+    assert_int_equal(rounds_fill(&g, true), 2);
+    round_ends(&g, 800);
+    assert_int_equal(rounds_fill(&g, true), 3);
+    round_ends(&g, 100);
+    assert_int_equal(rounds_fill(&g, true), GROUP_STEPS_MAX);
+    round_ends(&g, 2000); /* those that are in flight stay */
+    assert_int_equal(rounds_fill(&g, true), 3);
+    round_ends(&g, 2000);
+    round_ends(&g, 100);
+    assert_int_equal(rounds_fill(&g, false), 2);
+    round_ends(&g, 100);
+    assert_int_equal(rounds_fill(&g, true), 2); /* the older one is a prompt's */
+    round_ends(&g, 100);
+    g.steps_ahead = 3;
+    assert_int_equal(rounds_fill(&g, true), 3);
+    g.steps_ahead = 1;
+    round_ends(&g, 100);
+    round_ends(&g, 100);
+    assert_int_equal(rounds_fill(&g, true), 2);
+    group_reset(&g);
+    assert_int_equal(group_loaded(&g, &b, &err), 0);
+    assert_int_equal(g.steps_ahead, b.steps_ahead);
+    assert_int_equal(rounds_fill(&g, true), 2);
+    group_fini(&g);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_agree),    cmocka_unit_test(test_disagree),
         cmocka_unit_test(test_rounds),   cmocka_unit_test(test_rounds_refused),
-        cmocka_unit_test(test_64_ranks),
+        cmocka_unit_test(test_64_ranks), cmocka_unit_test(test_short_steps),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -8,6 +8,7 @@
 #include "common/mem.h"
 #include "proto/bus.h"
 #include "proto/stats.h"
+#include "services/scheduler/group.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -111,7 +112,8 @@ static void rank_step(struct fake_rank *r, const struct proto_step *m)
     struct proto_alternative top = {.id = 5, .logprob = -2};
     struct proto_logprob logprob = {.logprob = -1, .top = &top, .top_count = 1};
     struct proto_sampled results[SLOTS];
-    struct proto_step_done done = {.step = m->step, .rank = r->rank, .hash = m->step * 3};
+    struct proto_step_done done = {
+        .step = m->step, .rank = r->rank, .hash = m->step * 3, .elapsed_us = 100};
     uint32_t count = 0;
 
     r->steps++;
@@ -428,7 +430,8 @@ static void world_new(struct world *w)
                        .fingerprint = 9,
                        .eos_ids = eos,
                        .eos_ids_count = 1,
-                       .device = proto_str("cpu")},
+                       .device = proto_str("cpu"),
+                       .steps_ahead = GROUP_STEPS_MAX},
         };
     }
     assert_int_equal(uv_loop_init(&w->loop), 0);

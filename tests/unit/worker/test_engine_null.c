@@ -195,6 +195,60 @@ static void a_step_takes_its_time(void **state)
     kind->free(&e);
 }
 
+/* Steps that have begun wait for those before them, each keeps its results, and the device knows
+ * when it is idle. */
+static void steps_queue_up(void **state)
+{
+    const struct engine_kind *kind = engine_find("null");
+    struct engine_config config = {
+        .model_dir = "", .device = "null", .tp_size = 1, .page_size = 4, .null_step_us = 20000};
+    uint32_t ids[] = {5}, page_list[] = {0, 1, 2};
+    struct proto_slot_open opened = {
+        .tokens = ids,
+        .tokens_count = 1,
+        .sampling = {.top_p = 1, .repetition_penalty = 1, .seed = 7, .logprobs = 1}};
+    struct proto_slot_pages pages = {.pages = page_list, .pages_count = 3};
+    struct proto_row row = {0, 0, 1, true};
+    struct proto_step step = {.opened = &opened,
+                              .opened_count = 1,
+                              .pages = &pages,
+                              .pages_count = 1,
+                              .rows = &row,
+                              .rows_count = 1};
+    struct engine_result result;
+    struct engine_info info;
+    struct engine *e;
+    struct err err;
+    int64_t start_us = clock_mono_us();
+
+    (void)state;
+    assert_int_equal(kind->load(&config, &e, &err), 0);
+    kind->info(e, &info);
+    assert_int_equal(info.steps_ahead, ENGINE_STEPS_MAX);
+    assert_int_equal(kind->kv_alloc(e, 8, 2, 64, &err), 0);
+    for (uint32_t i = 0; i < ENGINE_STEPS_MAX; i++) {
+        assert_true(kind->room(e));
+        step.step = i + 1;
+        assert_int_equal(kind->begin(e, &step, &err), 0);
+        row = (struct proto_row){0, i + 1, 1, true};
+        step.opened_count = step.pages_count = 0;
+    }
+    assert_false(kind->room(e));
+    for (uint32_t i = 0; i < ENGINE_STEPS_MAX; i++) {
+        uint32_t id = null_token(7, i, NULL_VOCAB_SIZE, NULL, 0);
+
+        assert_true(kind->due_us(e) >= start_us + 20000 * (i + 1));
+        assert_int_equal(kind->end(e, &result, &err), 0);
+        assert_true(clock_mono_us() >= start_us + 20000 * (i + 1));
+        assert_int_equal(result.device_us, 20000);
+        assert_int_equal(result.count, 1);
+        assert_int_equal(result.results[0].id, id);
+        assert_int_equal(result.results[0].logprob->id, id);
+        assert_true(kind->room(e));
+    }
+    kind->free(&e);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -203,6 +257,7 @@ int main(void)
         cmocka_unit_test(the_config_gives_vocabulary_and_end_ids),
         cmocka_unit_test(order_of_calls_is_checked),
         cmocka_unit_test(a_step_takes_its_time),
+        cmocka_unit_test(steps_queue_up),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -1,6 +1,8 @@
 /* The queue between the bus's thread and the engine's. */
 #include "services/worker/mailbox.h"
 
+#include "common/clock.h"
+
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -116,12 +118,47 @@ static void nothing_passes_a_closed_one(void **state)
     mailbox_fini(&m); /* frees what was never taken */
 }
 
+static void *push_late(void *ctx)
+{
+    const struct timespec late = {0, 20000000};
+    struct proto_kv_ready ready = {.rank = 3};
+
+    (void)nanosleep(&late, NULL);
+    return (void *)(intptr_t)mailbox_push(ctx, PROTO_KV_READY, &ready, NULL);
+}
+
+static void waiting_ends_in_time(void **state)
+{
+    struct mailbox m;
+    struct buf bytes;
+    pthread_t thread;
+    void *rc;
+    int64_t start_us = clock_mono_us();
+
+    (void)state;
+    mailbox_init(&m, NULL, NULL);
+    assert_false(mailbox_wait_until(&m, &bytes, start_us + 5000));
+    assert_true(clock_mono_us() >= start_us + 5000);
+    assert_false(mailbox_wait_until(&m, &bytes, start_us)); /* long ago */
+    assert_int_equal(pthread_create(&thread, NULL, push_late, &m), 0);
+    assert_true(mailbox_wait_until(&m, &bytes, start_us + 60000000));
+    assert_int_equal(rank_of(&bytes), 3);
+    assert_int_equal(pthread_join(thread, &rc), 0);
+    assert_null(rc);
+    mailbox_close(&m);
+    start_us = clock_mono_us();
+    assert_false(mailbox_wait_until(&m, &bytes, start_us + 5000));
+    assert_true(clock_mono_us() >= start_us + 5000);
+    mailbox_fini(&m);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(the_order_is_kept_and_the_bound_too),
         cmocka_unit_test(a_waiting_thread_is_woken),
         cmocka_unit_test(nothing_passes_a_closed_one),
+        cmocka_unit_test(waiting_ends_in_time),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
