@@ -34,7 +34,7 @@ $(CUDA_BACKEND): $(OBJ_cuda) $(OBJ_cuda_cu) $(BUILD)/libcommon.a
 		-lcudart_static -lcublasLt -lnccl -lrt -ldl -lm -o $@
 
 # Tests of what the backend does not show: linked with its objects.
-PEERS_TEST_BIN := $(patsubst %,$(BUILD)/tests/kernels/cuda/%,test_peers_cuda bench_allreduce_cuda \
+PEERS_TEST_BIN := $(patsubst %,$(BUILD)/tests/kernels/cuda/%,test_peers_cuda test_gemm_cuda bench_allreduce_cuda \
 	bench_decode_cuda bench_gemm_cuda bench_prefill_cuda)
 $(PEERS_TEST_BIN): $(BUILD)/tests/kernels/cuda/%: tests/kernels/cuda/%.c \
 		tests/kernels/cuda/ranks.c tests/kernels/support.c \
@@ -75,4 +75,4 @@ $(BUILD)/tests/kernels/%: tests/kernels/%.c $(KERNEL_TEST_COMMON) $(KERNEL_TEST_
 test-kernels: $(if $(NVCC),$(CUDA_BACKEND)) $(CPU_BACKEND) $(KERNEL_TEST_BIN) \
 		$(PEERS_TEST_BIN)
 	$(Q)BUILD=$(BUILD) mk/run-unit.sh $(filter $(BUILD)/tests/kernels/test_%,$(KERNEL_TEST_BIN)) \
-		$(filter %/test_peers_cuda,$(PEERS_TEST_BIN))
+		$(filter $(BUILD)/tests/kernels/cuda/test_%,$(PEERS_TEST_BIN))

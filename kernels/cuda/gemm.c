@@ -77,12 +77,6 @@ cublasStatus_t plan_describe(const struct device *d, struct gemm_plan *p, uint32
     return rc;
 }
 
-bool skinny_suits(const struct gemm_plan *p, uint32_t m)
-{
-    return tensor_maps() && m <= SKINNY_ROWS && p->k % 8 == 0 && p->n % 4 == 0 &&
-           p->y_stride % 4 == 0;
-}
-
 cudaError_t skinny_run(const struct device *d, enum gemv_out out, uint32_t n, uint32_t k,
                        uint32_t y_stride, const struct product *q)
 {
@@ -119,20 +113,40 @@ static cublasStatus_t blas_run(const struct device *d, const struct gemm_plan *p
     return rc;
 }
 
-cublasStatus_t plan_run(const struct device *d, const struct gemm_plan *p,
-                        const cublasLtMatmulAlgo_t *algo, const struct product *q)
+bool way_suits(const struct gemm_plan *p, enum product_way way, uint32_t m)
 {
-    if (!algo)
-        return skinny_run(d, p->wide ? GEMV_FLOAT : GEMV_HALF, p->n, p->k, p->y_stride, q) ==
-                       cudaSuccess
-                   ? CUBLAS_STATUS_SUCCESS
-                   : CUBLAS_STATUS_EXECUTION_FAILED;
-    return blas_run(d, p, algo, q);
+    if (way == BY_SKINNY)
+        return tensor_maps() && m <= SKINNY_ROWS && p->k % 8 == 0 && p->n % 4 == 0 &&
+               p->y_stride % 4 == 0;
+    return way == BY_BLAS || (m <= GEMV_ROWS && p->k % 8 == 0);
 }
 
-static const cublasLtMatmulAlgo_t *plan_algo(const struct gemm_plan *p)
+static cudaError_t gemv_of(const struct device *d, const struct gemm_plan *p,
+                           const struct product *q)
 {
-    return p->skinny ? NULL : &p->algo;
+    const struct gemv_args a = {.x = q->x,
+                                .w = q->w,
+                                .bias = q->bias,
+                                .y = q->y,
+                                .m = q->m,
+                                .n = p->n,
+                                .k = p->k,
+                                .y_stride = p->y_stride};
+
+    return launch_gemv(d->stream, d->type, p->wide ? GEMV_FLOAT : GEMV_HALF, &a);
+}
+
+cublasStatus_t plan_run(const struct device *d, const struct gemm_plan *p, enum product_way way,
+                        const cublasLtMatmulAlgo_t *algo, const struct product *q)
+{
+    cudaError_t rc;
+
+    if (way == BY_BLAS)
+        return blas_run(d, p, algo, q);
+    rc = way == BY_GEMV
+             ? gemv_of(d, p, q)
+             : skinny_run(d, p->wide ? GEMV_FLOAT : GEMV_HALF, p->n, p->k, p->y_stride, q);
+    return rc == cudaSuccess ? CUBLAS_STATUS_SUCCESS : CUBLAS_STATUS_EXECUTION_FAILED;
 }
 
 static struct gemm_plan *plan_find(struct device *d, const struct gemm_plan *key)
@@ -158,12 +172,12 @@ static cublasStatus_t plan_choose(const struct device *d, struct gemm_plan *p,
 static cublasStatus_t plan_run_tuned(const struct device *d, struct gemm_plan *p,
                                      const struct product *q)
 {
-    cublasStatus_t rc = plan_run(d, p, plan_algo(p), q);
+    cublasStatus_t rc = plan_run(d, p, p->way, &p->algo, q);
 
     if (rc != CUBLAS_STATUS_NOT_SUPPORTED && rc != CUBLAS_STATUS_INVALID_VALUE)
         return rc;
     rc = plan_choose(d, p, q);
-    return rc == CUBLAS_STATUS_SUCCESS ? plan_run(d, p, plan_algo(p), q) : rc;
+    return rc == CUBLAS_STATUS_SUCCESS ? plan_run(d, p, p->way, &p->algo, q) : rc;
 }
 
 static int plan_get(struct device *d, const struct gemm_plan *key, const struct product *q,
@@ -189,21 +203,10 @@ static int plan_get(struct device *d, const struct gemm_plan *key, const struct 
     return 0;
 }
 
-/* Measured on H200: with one row, or a small matrix, the kernel of our own is ahead of cuBLASLt's
- * best; with a few rows of a large one its reading of x shows. */
+/* Small matrices always; which way is best for larger ones is measured. */
 bool gemv_suits(const struct weight *w, uint32_t m)
 {
-    size_t sm = getenv("SK_SMALL") ? (size_t)atoi(getenv("SK_SMALL")) << 20 : GEMV_SMALL;
-    uint32_t big = getenv("SK_BIG") ? (uint32_t)atoi(getenv("SK_BIG")) : 32768;
-    return w->cols % 8 == 0 &&
-           ((m == 1 && (!tensor_maps() || w->rows >= big)) || (m <= GEMV_ROWS && (size_t)w->rows * w->cols <= sm));
-}
-
-static int gemv_run(struct device *d, enum gemv_out out, const struct gemv_args *a, struct err *err)
-{
-    cudaError_t rc = launch_gemv(d->stream, d->type, out, a);
-
-    return rc == cudaSuccess ? 0 : cuda_fail(d, rc, "matrix-vector product", err);
+    return w->cols % 8 == 0 && m <= GEMV_ROWS && (size_t)w->rows * w->cols <= GEMV_SMALL;
 }
 
 int gemv(struct device *d, enum gemv_out out, const struct act *x, const struct weight *w,
@@ -218,13 +221,15 @@ int gemv(struct device *d, enum gemv_out out, const struct act *x, const struct 
                           .k = w->cols,
                           .y_stride = y_stride,
                           .eps = d->model.norm_eps};
+    cudaError_t rc;
 
     if (x->pending) {
         a.x = NULL;
         a.residual = x->pending->wide;
         a.norm = x->pending_norm->wide;
     }
-    return gemv_run(d, out, &a, err);
+    rc = launch_gemv(d->stream, d->type, out, &a);
+    return rc == cudaSuccess ? 0 : cuda_fail(d, rc, "matrix-vector product", err);
 }
 
 int gemm(struct device *d, const void *x, uint32_t m, const struct weight *w,
@@ -243,16 +248,9 @@ int gemm(struct device *d, const void *x, uint32_t m, const struct weight *w,
     int rc;
 
     if (gemv_suits(w, m)) {
-        const struct gemv_args a = {.x = x,
-                                    .w = q.w,
-                                    .bias = q.bias,
-                                    .y = y,
-                                    .m = m,
-                                    .n = w->rows,
-                                    .k = w->cols,
-                                    .y_stride = y_stride};
+        cudaError_t launched = gemv_of(d, &key, &q);
 
-        return gemv_run(d, wide ? GEMV_FLOAT : GEMV_HALF, &a, err);
+        return launched == cudaSuccess ? 0 : cuda_fail(d, launched, "matrix-vector product", err);
     }
     rc = plan_get(d, &key, &q, &p, err);
     if (rc)
@@ -261,11 +259,11 @@ int gemm(struct device *d, const void *x, uint32_t m, const struct weight *w,
     return done == CUBLAS_STATUS_SUCCESS ? 0 : blas_fail(d, done, "product", m, p->n, p->k, err);
 }
 
-bool gemm_silu(struct device *d, const void *x, uint32_t m, const struct weight *w, void *out,
-               uint32_t out_stride, int *rc, struct err *err)
+bool gemm_silu(struct device *d, const struct act *x, uint32_t m, const struct weight *w,
+               struct act *out, int *rc, struct err *err)
 {
-    const struct product q = {x, w->data, NULL, d->scratch, m};
-    struct product fused = {x, w->data, NULL, out, m};
+    const struct product q = {x->data, w->data, NULL, d->scratch, m};
+    struct product fused = {x->data, w->data, NULL, out->data, m};
     struct gemm_plan key = {
         .n = w->rows, .k = w->cols, .m_max = rows_bucket(m), .y_stride = w->rows, .like = w};
     struct gemm_plan *p = NULL;
@@ -273,12 +271,16 @@ bool gemm_silu(struct device *d, const void *x, uint32_t m, const struct weight 
     cudaError_t done;
 
     *rc = 0;
-    if (!skinny_suits(&key, m) || n % 4 || out_stride % 4)
+    if (!way_suits(&key, BY_SKINNY, m) || n % 4 || out->width % 4)
         return false;
     *rc = plan_get(d, &key, &q, &p, err);
-    if (*rc || !p->skinny)
+    if (*rc || p->way == BY_BLAS)
         return *rc != 0;
-    done = skinny_run(d, GEMV_SILU, n, w->cols, out_stride, &fused);
+    if (p->way == BY_GEMV) {
+        *rc = gemv(d, GEMV_SILU, x, w, NULL, out->data, out->width, err);
+        return true;
+    }
+    done = skinny_run(d, GEMV_SILU, n, w->cols, out->width, &fused);
     *rc = done == cudaSuccess ? 0 : cuda_fail(d, done, "gate and up", err);
     return true;
 }

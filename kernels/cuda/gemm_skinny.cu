@@ -1,180 +1,194 @@
-/* Products with few rows of x on Hopper, bound by the reading of w: rows of w are the 64 rows of a
+/* Products with few rows of x on Hopper, bound by the reading of w: rows of w are the rows of a
  * warpgroup's products, those of x their 8 to 64 columns. One warp keeps a ring of tiles filled by
  * the tensor copy engine; w's part of the first of them is on its way before the kernel that makes
- * x is done.
+ * x is done, and what comes behind them on its way to the L2 cache.
  *
  * Memory is shared evenly among the multiprocessors that ask, so a block a multiprocessor reads,
- * and all of them the same number of bytes: a tile has as many rows as that takes, and blocks take
- * as many tiles. Where that would be few rows, blocks of a cluster share a tile's k; each adds up
- * its share of the results from all of them, in order. So the order of a sum depends on the shapes
- * alone. */
+ * and all of them about the same number of bytes: a tile has as many rows as that takes, and blocks
+ * take as many tiles. Blocks of a cluster may share a tile's k; each adds up its share of the
+ * results from all of them, in order. So the order of a sum depends on the shapes alone. */
 #include "kernels/cuda/hopper.cuh"
 #include <stdlib.h>
 
 #define CONSUMERS 128
 #define THREADS (CONSUMERS + 32)
-#ifndef DEPTH
-#define DEPTH 1u /* swizzled rows of k in a stage */
-#endif
-#define HALF_MAX 64u                  /* rows of w in one product; a block has two of them */
-#define ROW_STRIDE (2 * HALF_MAX + 4) /* floats of a row of x; apart in banks */
-#define PARTS_MAX 4u
+#define PRODUCT_ROWS 64u /* of w in one product */
+#define TILE_ROWS_MAX (2 * PRODUCT_ROWS)
+#define ROW_STRIDE (TILE_ROWS_MAX + 4) /* floats of a row of x; apart in banks */
+#define PARTS_MAX 8u
 #define STAGES_MAX 16u
 /* Two blocks find room on a multiprocessor: one computes, one of the next kernel waits loaded. */
 #define SHARED_MAX (112u << 10)
+#define SECTOR 32u /* bytes that the L2 cache reads at least */
 
 struct skinny_args {
-    const void *bias;
+    const void *w, *bias;
     void *y;
-    uint32_t m, n, k_tiles, y_stride; /* k_tiles: of DEPTH swizzled rows */
-    uint32_t half, tiles, stages;     /* half: rows of w in one product, at most HALF_MAX */
-    uint32_t apart;                   /* part: bytes behind the ring's begin */
-    uint32_t lead, pre;
+    uint32_t m, n, k, y_stride;
+    uint32_t rows, tiles;  /* rows: of w in a tile; of gate's and up's, half of it each */
+    uint32_t stages, part; /* part: bytes from the ring's begin */
+    uint32_t lead, ahead;  /* turns: left when the next kernel may come; to the L2 cache */
 };
 
-static __host__ __device__ constexpr uint32_t part_bytes(uint32_t n)
+static __host__ __device__ __forceinline__ uint32_t stage_bytes(uint32_t columns, uint32_t rows)
 {
-    return n * ROW_STRIDE * 4;
-}
-
-static __host__ __device__ __forceinline__ uint32_t stage_bytes(uint32_t n, uint32_t half)
-{
-    return (n + 2 * half) * PANEL_ROW * DEPTH;
+    return (columns + rows) * PANEL_ROW;
 }
 
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
-/* What a block does: k tiles first to first + count of tiles tile, tile + step, ... A stage has x's
- * rows, then the halves of w's; a product reads HALF_MAX rows also where a half has fewer, and
- * nobody looks at what comes of that. */
+/* What a block does: columns [begin, end) of w, in turns of a panel, of tiles `tile`, tile + step,
+ * ... A stage has x's rows, then w's. */
 struct block {
     uint32_t ring, part;  /* in shared memory */
     uint32_t full, empty; /* the first of the barriers */
-    uint32_t first, count, tile, step;
-    uint32_t rows, apart; /* of w: from a tile to the next, from one half to the other */
+    uint32_t begin, end, tile, step;
 };
 
-template <int N>
-static __device__ __forceinline__ void w_copy(const struct block &b, const struct skinny_args &a,
-                                              const CUtensorMap *w, uint32_t i, uint64_t policy)
-{
-    uint32_t stage = i % a.stages, at = b.ring + stage * stage_bytes(N, a.half);
-    uint32_t full = b.full + 8 * stage, k = (b.first + i % b.count) * PANEL * DEPTH;
-    uint32_t tile = b.tile + i / b.count * b.step, box = a.half * PANEL_ROW;
-    uint32_t row = tile * b.rows;
+/* Where in the ring, and which panel of which tile. */
+struct place {
+    uint32_t stage, phase, k, tile;
+};
 
-    at += N * PANEL_ROW * DEPTH;
-    barrier_expect(full, stage_bytes(N, a.half));
-#pragma unroll
-    for (uint32_t h = 0; h < 2; h++)
-#pragma unroll
-        for (uint32_t d = 0; d < DEPTH; d++)
-            box_load(w, at + (h * DEPTH + d) * box, full, k + d * PANEL, row + h * b.apart, policy);
+static __device__ __forceinline__ void place_next(const struct block &b,
+                                                  const struct skinny_args &a, struct place &p)
+{
+    p.k += PANEL;
+    if (p.k >= b.end) {
+        p.k = b.begin;
+        p.tile += b.step;
+    }
+    if (++p.stage == a.stages) {
+        p.stage = 0;
+        p.phase ^= 1;
+    }
+}
+
+template <int N, int OUT>
+static __device__ __forceinline__ void w_copy(const struct block &b, const struct skinny_args &a,
+                                              const CUtensorMap *w, const struct place &p,
+                                              uint64_t policy)
+{
+    uint32_t at = b.ring + p.stage * stage_bytes(N, a.rows) + N * PANEL_ROW;
+    uint32_t full = b.full + 8 * p.stage;
+
+    barrier_expect(full, stage_bytes(N, a.rows));
+    if (OUT == GEMV_SILU) {
+        uint32_t half = a.rows / 2;
+
+        box_load(w, at, full, p.k, p.tile * half, policy);
+        box_load(w, at + half * PANEL_ROW, full, p.k, a.n + p.tile * half, policy);
+    } else {
+        box_load(w, at, full, p.k, p.tile * a.rows, policy);
+    }
 }
 
 template <int N>
 static __device__ __forceinline__ void x_copy(const struct block &b, const struct skinny_args &a,
-                                              const CUtensorMap *x, uint32_t i, uint64_t policy)
+                                              const CUtensorMap *x, const struct place &p,
+                                              uint64_t policy)
 {
-    uint32_t stage = i % a.stages, at = b.ring + stage * stage_bytes(N, a.half);
-    uint32_t k = (b.first + i % b.count) * PANEL * DEPTH;
-
-#pragma unroll
-    for (uint32_t d = 0; d < DEPTH; d++)
-        box_load(x, at + d * N * PANEL_ROW, b.full + 8 * stage, k + d * PANEL, 0, policy);
+    box_load(x, b.ring + p.stage * stage_bytes(N, a.rows), b.full + 8 * p.stage, p.k, 0, policy);
 }
 
-static __device__ __forceinline__ uint32_t turns_of(const struct block &b,
-                                                    const struct skinny_args &a)
+static __device__ __forceinline__ uint32_t tile_turns(const struct block &b)
 {
-    return (a.tiles - b.tile + b.step - 1) / b.step * b.count;
+    return (b.end - b.begin + PANEL - 1) / PANEL;
 }
 
-template <int N>
-static __device__ __forceinline__ void w_prefetch(const struct block &b,
-                                                  const struct skinny_args &a, const CUtensorMap *w,
-                                                  uint32_t i, uint64_t policy)
-{
-    uint32_t k = (b.first + i % b.count) * PANEL, tile = b.tile + i / b.count * b.step;
-
-    box_prefetch(w, k, tile * b.rows, policy);
-    box_prefetch(w, k, tile * b.rows + b.apart, policy);
-}
-
-/* One thread. The next kernel's blocks come when the last tiles are asked for: what they ask for
+/* One thread. The next kernel's blocks come when the last turns are asked for: what they ask for
  * then keeps memory busy while this kernel ends. */
-template <int N>
+template <int N, int OUT>
 static __device__ __forceinline__ void ring_fill(const struct block &b, const struct skinny_args &a,
                                                  const CUtensorMap *w, const CUtensorMap *x)
 {
-    uint32_t turns = turns_of(b, a), ahead = turns < a.stages ? turns : a.stages;
-    uint32_t close = turns > a.lead ? turns - a.lead : 0;
-    uint32_t far = ahead + a.pre < turns ? ahead + a.pre : turns;
+    uint32_t left = (a.tiles - b.tile + b.step - 1) / b.step * tile_turns(b);
+    uint32_t first = left < a.stages ? left : a.stages;
     uint64_t once = policy_evict_first(), again = policy_evict_last();
+    struct place p = {0, 0, b.begin, b.tile}, q = p;
 
-    if (close <= ahead)
+    if (left <= a.lead)
         next_start();
-    for (uint32_t i = 0; i < ahead; i++)
-        w_copy<N>(b, a, w, i, once);
-    for (uint32_t i = ahead; i < far; i++)
-        w_prefetch<N>(b, a, w, i, once);
+    for (uint32_t i = 0; i < first; i++, place_next(b, a, p))
+        w_copy<N, OUT>(b, a, w, p, once);
     previous_wait();
-    for (uint32_t i = 0; i < ahead; i++)
-        x_copy<N>(b, a, x, i, again);
-    for (uint32_t i = ahead; i < turns; i++) {
-        if (i == close)
+    for (uint32_t i = 0; i < first; i++, place_next(b, a, q))
+        x_copy<N>(b, a, x, q, again);
+    if (left > a.lead && left - first < a.lead)
+        next_start();
+    for (left -= first; left; left--, place_next(b, a, p)) {
+        if (left == a.lead)
             next_start();
-        barrier_wait(b.empty + 8 * (i % a.stages), (i / a.stages - 1) & 1);
-        w_copy<N>(b, a, w, i, once);
-        x_copy<N>(b, a, x, i, again);
+        barrier_wait(b.empty + 8 * p.stage, p.phase ^ 1);
+        w_copy<N, OUT>(b, a, w, p, once);
+        x_copy<N>(b, a, x, p, again);
     }
 }
 
-/* A warpgroup, turns `turn` and on, of one tile: c (2, HALF_MAX rows of w, N rows of x). */
-template <class T, int N>
-static __device__ __forceinline__ void tile_multiply(const struct block &b,
-                                                     const struct skinny_args &a, uint32_t turn,
-                                                     float (&c0)[N / 2], float (&c1)[N / 2])
+/* The turns of the first tile behind those that the ring takes. */
+template <int OUT>
+static __device__ __forceinline__ void w_prefetch(const struct block &b,
+                                                  const struct skinny_args &a)
 {
-    uint32_t before = 0;
+    const uint32_t each = PANEL_ROW / SECTOR;
+    uint32_t turns = tile_turns(b), first = turns < a.stages ? turns : a.stages;
+    uint32_t count = (turns - first < a.ahead ? turns - first : a.ahead) * each;
+    const char *w = static_cast<const char *>(a.w) + ((size_t)b.begin + first * PANEL) * 2;
+    size_t bytes = (size_t)a.k * 2, left = (a.k - b.begin - first * PANEL) * 2;
 
-    for (uint32_t i = turn; i < turn + b.count; i++) {
-        uint32_t stage = i % a.stages, at = b.ring + stage * stage_bytes(N, a.half);
-        uint32_t box = a.half * PANEL_ROW;
+    for (uint32_t i = threadIdx.x; i < a.rows * count; i += CONSUMERS) {
+        uint32_t r = i / count, at = i % count * SECTOR, half = a.rows / 2;
+        uint32_t row = OUT != GEMV_SILU ? b.tile * a.rows + r
+                                        : b.tile * half + (r < half ? r : a.n + r - half);
 
-        barrier_wait(b.full + 8 * stage, (i / a.stages) & 1);
+        if (at < left && row < (OUT == GEMV_SILU ? 2 : 1) * a.n)
+            asm volatile("prefetch.global.L2 [%0];" ::"l"(w + row * bytes + at));
+    }
+}
+
+/* A warpgroup's products of one tile, its rows in c[0] and, from PRODUCT_ROWS on, c[1]. They read
+ * all rows of a product also where the tile has fewer; nobody looks at what comes of that. */
+template <class T, int N, int P>
+static __device__ __forceinline__ void tile_multiply(const struct block &b,
+                                                     const struct skinny_args &a, struct place &p,
+                                                     float (&c)[P][N / 2])
+{
+    uint32_t before = 0, turns = tile_turns(b);
+
+    for (uint32_t i = 0; i < turns; i++, place_next(b, a, p)) {
+        uint32_t at = b.ring + p.stage * stage_bytes(N, a.rows);
+        uint64_t x = descriptor(at, 16), w = descriptor(at + N * PANEL_ROW, 16);
+
+        barrier_wait(b.full + 8 * p.stage, p.phase);
         products_fence();
 #pragma unroll
-        for (uint32_t d = 0; d < DEPTH; d++) {
-            uint32_t w_at = at + (N * DEPTH + d * a.half) * PANEL_ROW;
-            uint64_t x = descriptor(at + d * N * PANEL_ROW, 16), w0 = descriptor(w_at, 16);
-            uint64_t w1 = descriptor(w_at + DEPTH * box, 16);
-
+        for (uint32_t k = 0; k < PANEL / 16; k++)
 #pragma unroll
-            for (uint32_t k = 0; k < PANEL / 16; k++) {
-                products_few<T>::few(c0, w0 + 2 * k, x + 2 * k, i != turn || d || k);
-                products_few<T>::few(c1, w1 + 2 * k, x + 2 * k, i != turn || d || k);
-            }
-        }
+            for (int half = 0; half < P; half++)
+                products_few<T>::few(c[half], w + (half * PRODUCT_ROWS * PANEL_ROW >> 4) + 2 * k,
+                                     x + 2 * k, i || k);
         products_commit();
         products_wait<1>();
         if (before && threadIdx.x % 32 == 0)
             barrier_arrive(before);
-        before = b.empty + 8 * stage;
+        before = b.empty + 8 * p.stage;
     }
     products_wait<0>();
     if (threadIdx.x % 32 == 0)
         barrier_arrive(before);
 }
 
-/* To shared memory, (N, ROW_STRIDE): a row of x after the other, its halves at 0 and HALF_MAX. */
-template <int N>
-static __device__ __forceinline__ void part_store(const float (&c)[N / 2], float *part)
+/* To shared memory, (N, ROW_STRIDE): a row of x after the other. */
+template <int N, int P>
+static __device__ __forceinline__ void part_store(const float (&c)[P][N / 2], float *part)
 {
     uint32_t row = threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4, column = threadIdx.x % 4 * 2;
 
 #pragma unroll
-    for (uint32_t i = 0; i < N / 2; i++)
-        part[(i / 4 * 8 + column + i % 2) * ROW_STRIDE + row + i / 2 % 2 * 8] = c[i];
+    for (uint32_t half = 0; half < P; half++)
+#pragma unroll
+        for (uint32_t i = 0; i < N / 2; i++)
+            part[(i / 4 * 8 + column + i % 2) * ROW_STRIDE + half * PRODUCT_ROWS + row +
+                 i / 2 % 2 * 8] = c[half][i];
 }
 
 /* Four results, the parts' sum in the order of the blocks. */
@@ -219,14 +233,12 @@ static __device__ __forceinline__ void results_store(const struct skinny_args &a
                                                      uint32_t tile, uint32_t parts)
 {
     typedef half_ops<T> ops;
-    const uint32_t halves = OUT == GEMV_SILU ? 1 : 2;
-    uint32_t fours = halves * a.half / 4, all = a.m * fours;
+    uint32_t rows = OUT == GEMV_SILU ? a.rows / 2 : a.rows, fours = rows / 4, all = a.m * fours;
     uint32_t rank = parts == 1 ? 0 : cluster_rank(), end = all * (rank + 1) / parts;
 
     for (uint32_t i = all * rank / parts + threadIdx.x; i < end; i += CONSUMERS) {
-        uint32_t token = i / fours, r = i % fours * 4, row = tile * halves * a.half + r;
-        uint32_t in_part = r < a.half ? r : r - a.half + HALF_MAX;
-        uint32_t at = part + (token * ROW_STRIDE + in_part) * 4;
+        uint32_t token = i / fours, r = i % fours * 4, row = tile * rows + r;
+        uint32_t at = part + (token * ROW_STRIDE + r) * 4;
         size_t to = (size_t)token * a.y_stride + row;
         float4 v;
 
@@ -238,7 +250,7 @@ static __device__ __forceinline__ void results_store(const struct skinny_args &a
             continue;
         }
         if (OUT == GEMV_SILU) {
-            float4 up = parts_sum(at + HALF_MAX * 4, parts);
+            float4 up = parts_sum(at + rows * 4, parts);
 
             v = make_float4(silu_times(v.x, up.x), silu_times(v.y, up.y), silu_times(v.z, up.z),
                             silu_times(v.w, up.w));
@@ -256,19 +268,19 @@ static __device__ __forceinline__ void consumers_sync(void)
 }
 
 /* All tiles of a block that has its k alone; `part` is read before it is written again. */
-template <class T, int N, int OUT>
+template <class T, int N, int P, int OUT>
 static __device__ __forceinline__ void tiles_multiply(const struct block &b,
                                                       const struct skinny_args &a, float *part)
 {
-    uint32_t turn = 0;
+    struct place p = {0, 0, b.begin, b.tile};
 
-    for (uint32_t tile = b.tile; tile < a.tiles; tile += b.step, turn += b.count) {
-        float c0[N / 2], c1[N / 2];
+    while (p.tile < a.tiles) {
+        uint32_t tile = p.tile;
+        float c[P][N / 2];
 
-        tile_multiply<T, N>(b, a, turn, c0, c1);
+        tile_multiply<T, N, P>(b, a, p, c);
         consumers_sync();
-        part_store<N>(c0, part);
-        part_store<N>(c1, part + HALF_MAX);
+        part_store<N, P>(c, part);
         consumers_sync();
         results_store<T, OUT>(a, b.part, tile, 1);
     }
@@ -276,17 +288,17 @@ static __device__ __forceinline__ void tiles_multiply(const struct block &b,
 
 /* The one tile of a cluster. All threads of its blocks come here; they leave together, since others
  * read a block's part. */
-template <class T, int N, int OUT>
+template <class T, int N, int P, int OUT>
 static __device__ __forceinline__ void
 tile_share(const struct block &b, const struct skinny_args &a, float *part, uint32_t parts)
 {
     if (threadIdx.x < CONSUMERS) {
-        float c0[N / 2], c1[N / 2];
+        struct place p = {0, 0, b.begin, b.tile};
+        float c[P][N / 2];
 
-        tile_multiply<T, N>(b, a, 0, c0, c1);
+        tile_multiply<T, N, P>(b, a, p, c);
         consumers_sync();
-        part_store<N>(c0, part);
-        part_store<N>(c1, part + HALF_MAX);
+        part_store<N, P>(c, part);
     }
     __syncwarp();
     cluster_sync();
@@ -298,8 +310,8 @@ tile_share(const struct block &b, const struct skinny_args &a, float *part, uint
 #endif
 
 /* Grid: blocks of a cluster share a tile's k; clusters take tiles in turn, one where they have more
- * than one block. */
-template <class T, int N, int OUT>
+ * than one block. P: products for the rows of a tile. */
+template <class T, int N, int P, int OUT>
 __global__ void __launch_bounds__(THREADS)
     skinny_kernel(const __grid_constant__ CUtensorMap w, const __grid_constant__ CUtensorMap x,
                   const __grid_constant__ struct skinny_args a)
@@ -309,18 +321,17 @@ __global__ void __launch_bounds__(THREADS)
     __shared__ uint64_t barriers[2][STAGES_MAX];
     uint32_t parts = cluster_size(), rank = blockIdx.x % parts;
     uint32_t base = (uint32_t)__cvta_generic_to_shared(shared);
+    uint32_t panels = (a.k + PANEL - 1) / PANEL;
     struct block b = {};
 
     b.ring = (base + PANEL_ALIGNMENT - 1) / PANEL_ALIGNMENT * PANEL_ALIGNMENT;
-    b.part = b.ring + a.apart;
+    b.part = b.ring + a.part;
     b.full = (uint32_t)__cvta_generic_to_shared(barriers[0]);
     b.empty = (uint32_t)__cvta_generic_to_shared(barriers[1]);
-    b.first = a.k_tiles * rank / parts;
-    b.count = a.k_tiles * (rank + 1) / parts - b.first;
+    b.begin = panels * rank / parts * PANEL;
+    b.end = panels * (rank + 1) / parts * PANEL;
     b.tile = blockIdx.x / parts;
     b.step = gridDim.x / parts;
-    b.rows = OUT == GEMV_SILU ? a.half : 2 * a.half;
-    b.apart = OUT == GEMV_SILU ? a.n : a.half;
     if (threadIdx.x == CONSUMERS) {
         for (uint32_t i = 0; i < a.stages; i++) {
             barrier_init(b.full + 8 * i, 1);
@@ -330,63 +341,74 @@ __global__ void __launch_bounds__(THREADS)
     }
     __syncthreads();
     if (threadIdx.x == CONSUMERS)
-        ring_fill<N>(b, a, &w, &x);
+        ring_fill<N, OUT>(b, a, &w, &x);
+    if (threadIdx.x < CONSUMERS && a.ahead)
+        w_prefetch<OUT>(b, a);
 
     float *part = reinterpret_cast<float *>(shared + (b.part - base));
 
     if (parts > 1)
-        tile_share<T, N, OUT>(b, a, part, parts);
+        tile_share<T, N, P, OUT>(b, a, part, parts);
     else if (threadIdx.x < CONSUMERS)
-        tiles_multiply<T, N, OUT>(b, a, part);
+        tiles_multiply<T, N, P, OUT>(b, a, part);
 #endif
 }
 
 struct cut {
-    uint32_t parts, half, tiles, clusters;
+    uint32_t parts, rows, tiles, clusters;
 };
 
-static uint32_t ceil_to(uint32_t x, uint32_t step)
+static uint32_t ceil_div(uint32_t x, uint32_t y)
 {
-    return (x + step - 1) / step * step;
+    return (x + y - 1) / y;
 }
 
-/* How n rows are cut for that many blocks of a cluster; false: not at all. */
-static bool rows_cut(uint32_t parts, uint32_t n, uint32_t halves, uint32_t multiprocessors,
+/* How w's rows are cut for clusters of so many blocks; false: not at all. `boxes` of rows make a
+ * tile: gate's and up's, or one. */
+static bool rows_cut(uint32_t parts, uint32_t n, uint32_t boxes, uint32_t multiprocessors,
                      struct cut *c)
 {
-    uint32_t most = multiprocessors / parts, each = 1, half;
+    uint32_t most = multiprocessors / parts, each = 1, box;
 
     do
-        half = ceil_to((n + most * each * halves - 1) / (most * each * halves), 8);
-    while (half > HALF_MAX && parts == 1 && ++each);
+        box = ceil_div(ceil_div(n, most * each), 8) * 8;
+    while (box * boxes > TILE_ROWS_MAX && parts == 1 && ++each);
     c->parts = parts;
-    c->half = half;
-    c->tiles = (n + half * halves - 1) / (half * halves);
+    c->rows = box * boxes;
+    c->tiles = ceil_div(n, box);
     c->clusters = c->tiles < most ? c->tiles : most;
-    return half <= HALF_MAX;
+    return c->rows <= TILE_ROWS_MAX;
 }
 
-/* The cut in which a block reads least. What it reads of x comes from the L2 cache, some three
- * times as fast; adding up the parts takes as long as 24 KB. */
-static struct cut cut_choose(uint32_t n, uint32_t k, uint32_t x_rows, uint32_t halves,
+/* Nanoseconds of a block, roughly, on an H200: of memory it has its share or what a multiprocessor
+ * can take; x comes from the L2 cache; a product of a panel takes what it takes; adding up the
+ * parts of a cluster, two meetings. */
+static double cut_time(const struct cut *c, uint32_t k, uint32_t columns)
+{
+    double share = 4400.0 / (c->clusters * c->parts), rate = share < 75.0 ? share : 75.0;
+    double turn = c->rows * PANEL_ROW / rate + columns * PANEL_ROW / 110.0;
+    double products = ceil_div(c->rows, PRODUCT_ROWS) * (columns > 32 ? 110.0 : 75.0);
+    uint32_t turns = ceil_div(ceil_div(k, PANEL), c->parts) * ceil_div(c->tiles, c->clusters);
+
+    return turns * (turn > products ? turn : products) + (c->parts > 1 ? 900.0 : 0.0);
+}
+
+static struct cut cut_choose(uint32_t n, uint32_t k, uint32_t columns, uint32_t boxes,
                              uint32_t multiprocessors)
 {
     struct cut best = {}, c;
-    uint64_t least = UINT64_MAX;
+    double least = 0.0;
 
     for (uint32_t parts = 1; parts <= PARTS_MAX; parts *= 2) {
-        uint64_t bytes;
+        double time;
 
-        if (!rows_cut(parts, n, halves, multiprocessors, &c) ||
-            (parts > 1 && k / parts < PANEL * 4))
+        if (!rows_cut(parts, n, boxes, multiprocessors, &c) || (parts > 1 && k / parts < PANEL * 2))
             continue;
-        bytes = (uint64_t)((c.tiles + c.clusters - 1) / c.clusters) * (2 * c.half + x_rows / 3) *
-                    (k / parts) * 2 +
-                (parts > 1 ? 24u << 10 : 0);
-        if (bytes < least) {
-            least = bytes;
-            best = c;
-        }
+        time = cut_time(&c, k, columns);
+        if (best.parts && time >= least)
+            continue;
+        least = time;
+        best = c;
     }
     return best;
 }
@@ -398,20 +420,23 @@ struct skinny_call {
     uint32_t parts, clusters;
 };
 
-template <class T, int N, int OUT> static cudaError_t skinny(struct skinny_call *c)
+template <class T, int N, int P, int OUT> static cudaError_t skinny(struct skinny_call *c)
 {
     cudaLaunchAttribute attributes[2] = {};
     cudaLaunchConfig_t config = {};
-    uint32_t stage = stage_bytes(N, c->a.half), behind = (HALF_MAX - c->a.half) * PANEL_ROW;
+    uint32_t stage = stage_bytes(N, c->a.rows), part = N * ROW_STRIDE * 4;
+    uint32_t behind = (P * PRODUCT_ROWS - c->a.rows) * PANEL_ROW; /* what products read there */
     bool again = c->a.tiles > c->clusters; /* the ring is filled again when a tile is done */
 
-    if (again && behind < part_bytes(N))
-        behind = part_bytes(N);
+    if (again && behind < part)
+        behind = part;
     c->a.stages = (SHARED_MAX - PANEL_ALIGNMENT - behind) / stage;
     c->a.stages = c->a.stages < STAGES_MAX ? c->a.stages : STAGES_MAX;
-    c->a.apart = again ? c->a.stages * stage : 0;
-    c->a.lead = getenv("SK_LEAD") ? atoi(getenv("SK_LEAD")) : c->a.stages;
-    c->a.pre = getenv("SK_PRE") ? atoi(getenv("SK_PRE")) * 1024 / (2 * c->a.half * PANEL_ROW) : 0;
+    if (!again && c->a.stages * stage + behind < part)
+        behind = part - c->a.stages * stage;
+    c->a.part = again ? c->a.stages * stage : 0;
+    c->a.lead = getenv("SK_LEAD") ? atoi(getenv("SK_LEAD")) : again ? UINT32_MAX : c->a.stages;
+    c->a.ahead = (getenv("SK_PRE") ? atoi(getenv("SK_PRE")) * 1024 : 0) / (c->a.rows * PANEL_ROW);
     attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
     attributes[0].val.programmaticStreamSerializationAllowed = 1;
     attributes[1].id = cudaLaunchAttributeClusterDimension;
@@ -423,7 +448,7 @@ template <class T, int N, int OUT> static cudaError_t skinny(struct skinny_call 
     config.stream = c->stream;
     config.attrs = attributes;
     config.numAttrs = 2;
-    return cudaLaunchKernelEx(&config, skinny_kernel<T, N, OUT>, c->w, c->x, c->a);
+    return cudaLaunchKernelEx(&config, skinny_kernel<T, N, P, OUT>, c->w, c->x, c->a);
 }
 
 /* Columns of the products. */
@@ -432,34 +457,39 @@ static uint32_t columns_of(uint32_t m)
     return m <= 8 ? 8 : m <= 16 ? 16 : m <= 32 ? 32 : 64;
 }
 
-template <class T, int OUT> static cudaError_t skinny_rows(struct skinny_call *c)
+template <class T, int N, int OUT> static cudaError_t skinny_products(struct skinny_call *c)
+{
+    return c->a.rows <= PRODUCT_ROWS ? skinny<T, N, 1, OUT>(c) : skinny<T, N, 2, OUT>(c);
+}
+
+template <class T, int OUT> static cudaError_t skinny_columns(struct skinny_call *c)
 {
     switch (columns_of(c->a.m)) {
     case 8:
-        return skinny<T, 8, OUT>(c);
+        return skinny_products<T, 8, OUT>(c);
     case 16:
-        return skinny<T, 16, OUT>(c);
+        return skinny_products<T, 16, OUT>(c);
     case 32:
-        return skinny<T, 32, OUT>(c);
+        return skinny_products<T, 32, OUT>(c);
     default:
-        return skinny<T, 64, OUT>(c);
+        return skinny_products<T, 64, OUT>(c);
     }
 }
 
 template <class T> static cudaError_t skinny_out(enum gemv_out out, struct skinny_call *c)
 {
-    return out == GEMV_FLOAT  ? skinny_rows<T, GEMV_FLOAT>(c)
-           : out == GEMV_SILU ? skinny_rows<T, GEMV_SILU>(c)
-                              : skinny_rows<T, GEMV_HALF>(c);
+    return out == GEMV_FLOAT  ? skinny_columns<T, GEMV_FLOAT>(c)
+           : out == GEMV_SILU ? skinny_columns<T, GEMV_SILU>(c)
+                              : skinny_columns<T, GEMV_HALF>(c);
 }
 
 cudaError_t launch_skinny(cudaStream_t s, enum half_type type, enum gemv_out out,
                           const struct skinny_product *p)
 {
-    const uint32_t halves = out == GEMV_SILU ? 1 : 2;
-    const struct cut cut = cut_choose(p->n, p->k, columns_of(p->m), halves, p->multiprocessors);
-    const uint32_t w_sizes[] = {p->k, out == GEMV_SILU ? 2 * p->n : p->n}, x_sizes[] = {p->k, p->m};
-    const uint32_t w_box[] = {PANEL, cut.half}, x_box[] = {PANEL, columns_of(p->m)};
+    const uint32_t boxes = out == GEMV_SILU ? 2 : 1, columns = columns_of(p->m);
+    const struct cut cut = cut_choose(p->n, p->k, columns, boxes, p->multiprocessors);
+    const uint32_t w_sizes[] = {p->k, boxes * p->n}, x_sizes[] = {p->k, p->m};
+    const uint32_t w_box[] = {PANEL, cut.rows / boxes}, x_box[] = {PANEL, columns};
     struct skinny_call c = {};
     cudaError_t rc = tensor_map_make(&c.w, type, p->w, 2, w_sizes, w_box);
 
@@ -470,21 +500,25 @@ cudaError_t launch_skinny(cudaStream_t s, enum half_type type, enum gemv_out out
     c.stream = s;
     c.parts = cut.parts;
     c.clusters = cut.clusters;
+    c.a.w = p->w;
     c.a.bias = p->bias;
     c.a.y = p->y;
     c.a.m = p->m;
     c.a.n = p->n;
-    c.a.k_tiles = (p->k + PANEL * DEPTH - 1) / (PANEL * DEPTH);
+    c.a.k = p->k;
     c.a.y_stride = p->y_stride;
-    c.a.half = cut.half;
+    c.a.rows = cut.rows;
     c.a.tiles = cut.tiles;
     return type == HALF_BF16 ? skinny_out<__nv_bfloat16>(out, &c) : skinny_out<__half>(out, &c);
 }
 
 template <class T, int N, int OUT> static cudaError_t shared_allow(void)
 {
-    return cudaFuncSetAttribute(skinny_kernel<T, N, OUT>,
-                                cudaFuncAttributeMaxDynamicSharedMemorySize, SHARED_MAX);
+    const cudaFuncAttribute most = cudaFuncAttributeMaxDynamicSharedMemorySize;
+    cudaError_t rc = cudaFuncSetAttribute(skinny_kernel<T, N, 1, OUT>, most, SHARED_MAX);
+
+    return rc == cudaSuccess ? cudaFuncSetAttribute(skinny_kernel<T, N, 2, OUT>, most, SHARED_MAX)
+                             : rc;
 }
 
 template <class T, int OUT> static cudaError_t setup_rows(void)

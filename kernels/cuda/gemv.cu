@@ -225,9 +225,9 @@ static cudaError_t gemv_rows(cudaStream_t s, const struct gemv_args *a)
  * one wave of blocks. */
 template <class T, int OUT> static cudaError_t gemv_split(cudaStream_t s, const struct gemv_args *a)
 {
-    if (a->n <= 1536 && a->k >= 1024)
+    if (a->n <= 3072 && a->k >= 1024)
         return gemv_rows<T, OUT, 4>(s, a);
-    return a->n <= 3072 && a->k >= 1024 ? gemv_rows<T, OUT, 2>(s, a) : gemv_rows<T, OUT, 1>(s, a);
+    return a->n <= 6144 && a->k >= 2048 ? gemv_rows<T, OUT, 2>(s, a) : gemv_rows<T, OUT, 1>(s, a);
 }
 
 template <class T>

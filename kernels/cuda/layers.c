@@ -259,7 +259,7 @@ static int gate_up_silu_run(struct device *d, const struct op *op, struct err *e
     if (failed)
         return failed;
     out->pending = NULL;
-    if (gemm_silu(d, x->data, d->tokens_count, w, out->data, out->width, &failed, err))
+    if (gemm_silu(d, x, d->tokens_count, w, out, &failed, err))
         return failed;
     for (uint32_t t = 0; t < d->tokens_count; t += most) {
         uint32_t rows = d->tokens_count - t < most ? d->tokens_count - t : most;

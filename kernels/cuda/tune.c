@@ -39,7 +39,7 @@ cublasStatus_t plan_guess(const struct device *d, struct gemm_plan *p)
 
     if (rc == CUBLAS_STATUS_SUCCESS)
         p->algo = first.algo;
-    p->skinny = skinny_suits(p, p->m_max);
+    p->way = way_suits(p, BY_SKINNY, p->m_max) ? BY_SKINNY : BY_BLAS;
     return rc;
 }
 
@@ -56,7 +56,7 @@ static int weights_like(const struct device *d, const struct gemm_plan *p, const
     return count;
 }
 
-static bool runs_queue(const struct device *d, const struct gemm_plan *p,
+static bool runs_queue(const struct device *d, const struct gemm_plan *p, enum product_way way,
                        const cublasLtMatmulAlgo_t *algo, const struct product *q,
                        const void *const *weights, int runs)
 {
@@ -65,7 +65,7 @@ static bool runs_queue(const struct device *d, const struct gemm_plan *p,
 
     for (int i = 0; i < runs && rc == CUBLAS_STATUS_SUCCESS; i++) {
         one.w = weights[i];
-        rc = plan_run(d, p, algo, &one);
+        rc = plan_run(d, p, way, algo, &one);
     }
     return rc == CUBLAS_STATUS_SUCCESS;
 }
@@ -73,8 +73,8 @@ static bool runs_queue(const struct device *d, const struct gemm_plan *p,
 /* The runs as a graph, as they are replayed: the host's launches would hide what short ones take.
  */
 static cudaGraphExec_t runs_capture(const struct device *d, const struct gemm_plan *p,
-                                    const cublasLtMatmulAlgo_t *algo, const struct product *q,
-                                    const void *const *weights, int runs)
+                                    enum product_way way, const cublasLtMatmulAlgo_t *algo,
+                                    const struct product *q, const void *const *weights, int runs)
 {
     cudaGraphExec_t exec = NULL;
     cudaGraph_t graph = NULL;
@@ -82,7 +82,7 @@ static cudaGraphExec_t runs_capture(const struct device *d, const struct gemm_pl
 
     if (cudaStreamBeginCapture(d->stream, cudaStreamCaptureModeThreadLocal) != cudaSuccess)
         return NULL;
-    queued = runs_queue(d, p, algo, q, weights, runs);
+    queued = runs_queue(d, p, way, algo, q, weights, runs);
     if (cudaStreamEndCapture(d->stream, &graph) != cudaSuccess || !queued ||
         cudaGraphInstantiate(&exec, graph, 0) != cudaSuccess)
         exec = NULL;
@@ -93,7 +93,7 @@ static cudaGraphExec_t runs_capture(const struct device *d, const struct gemm_pl
 
 /* Microseconds of a run, of those of a graph, or, without one, of the product alone; negative when
  * it cannot run. */
-static float runs_time(const struct device *d, const struct gemm_plan *p,
+static float runs_time(const struct device *d, const struct gemm_plan *p, enum product_way way,
                        const cublasLtMatmulAlgo_t *algo, const struct product *q,
                        cudaGraphExec_t graph, int runs, const cudaEvent_t events[2])
 {
@@ -102,7 +102,7 @@ static float runs_time(const struct device *d, const struct gemm_plan *p,
     if (cudaEventRecord(events[0], d->stream) != cudaSuccess)
         return -1.0f;
     if (graph ? cudaGraphLaunch(graph, d->stream) != cudaSuccess
-              : !runs_queue(d, p, algo, q, &q->w, 1))
+              : !runs_queue(d, p, way, algo, q, &q->w, 1))
         return -1.0f;
     if (cudaEventRecord(events[1], d->stream) != cudaSuccess ||
         cudaEventSynchronize(events[1]) != cudaSuccess ||
@@ -112,21 +112,21 @@ static float runs_time(const struct device *d, const struct gemm_plan *p,
 }
 
 /* The second time: the first one warms. */
-static float algo_time(const struct device *d, const struct gemm_plan *p,
-                       const cublasLtMatmulAlgo_t *algo, const struct product *q,
-                       const void *const *weights, int count, const cudaEvent_t events[2])
+static float way_time(const struct device *d, const struct gemm_plan *p, enum product_way way,
+                      const cublasLtMatmulAlgo_t *algo, const struct product *q,
+                      const void *const *weights, int count, const cudaEvent_t events[2])
 {
-    float us = runs_time(d, p, algo, q, NULL, 1, events);
+    float us = runs_time(d, p, way, algo, q, NULL, 1, events);
     cudaGraphExec_t graph = NULL;
 
     if (us >= 0.0f && us <= SHORT_US) {
-        graph = runs_capture(d, p, algo, q, weights, count);
+        graph = runs_capture(d, p, way, algo, q, weights, count);
         if (!graph)
             return -1.0f;
-        (void)runs_time(d, p, algo, q, graph, count, events);
+        (void)runs_time(d, p, way, algo, q, graph, count, events);
     }
     if (us >= 0.0f)
-        us = runs_time(d, p, algo, q, graph, graph ? count : 1, events);
+        us = runs_time(d, p, way, algo, q, graph, graph ? count : 1, events);
     if (graph)
         (void)cudaGraphExecDestroy(graph);
     return us;
@@ -148,7 +148,7 @@ cublasStatus_t plan_race(const struct device *d, struct gemm_plan *p, const stru
         (cudaEventCreate(&events[0]) != cudaSuccess || cudaEventCreate(&events[1]) != cudaSuccess))
         rc = CUBLAS_STATUS_INTERNAL_ERROR;
     for (int i = 0; i < count && rc == CUBLAS_STATUS_SUCCESS; i++) {
-        us = algo_time(d, p, &tried[i].algo, q, weights, weights_count, events);
+        us = way_time(d, p, BY_BLAS, &tried[i].algo, q, weights, weights_count, events);
         if (us < 0.0f || (best >= 0.0f && us >= best))
             continue;
         best = us;
@@ -156,9 +156,15 @@ cublasStatus_t plan_race(const struct device *d, struct gemm_plan *p, const stru
     }
     if (rc == CUBLAS_STATUS_SUCCESS && best < 0.0f)
         rc = CUBLAS_STATUS_EXECUTION_FAILED;
-    if (rc == CUBLAS_STATUS_SUCCESS && skinny_suits(p, q->m)) {
-        us = algo_time(d, p, NULL, q, weights, weights_count, events);
-        p->skinny = us >= 0.0f && us < best;
+    p->way = BY_BLAS;
+    for (enum product_way way = BY_BLAS + 1; way < PRODUCT_WAYS; way++) {
+        if (rc != CUBLAS_STATUS_SUCCESS || !way_suits(p, way, q->m))
+            continue;
+        us = way_time(d, p, way, NULL, q, weights, weights_count, events);
+        if (us < 0.0f || us >= best)
+            continue;
+        best = us;
+        p->way = way;
     }
     for (int i = 0; i < 2; i++)
         if (events[i])
@@ -270,9 +276,9 @@ static bool plan_recall(struct device *d, const struct tuning *t, const struct g
     if (!e)
         return false;
     p.algo = e->algo;
-    p.skinny = e->skinny;
-    good = plan_describe(d, &p, rows) == CUBLAS_STATUS_SUCCESS &&
-           (!p.skinny || skinny_suits(&p, rows)) &&
+    p.way = e->way;
+    good = plan_describe(d, &p, rows) == CUBLAS_STATUS_SUCCESS && e->way < PRODUCT_WAYS &&
+           way_suits(&p, p.way, rows) &&
            cublasLtMatmulAlgoCheck(d->blas, p.desc, p.w, p.x, p.y, p.y, &p.algo, &check) ==
                CUBLAS_STATUS_SUCCESS &&
            check.workspaceSize <= GEMM_WORKSPACE;

@@ -158,7 +158,7 @@ void tuned_put(struct tuned *t, enum half_type type, const struct gemm_plan *p)
                                          .y_stride = p->y_stride,
                                          .wide = p->wide,
                                          .bias = p->bias,
-                                         .skinny = p->skinny,
+                                         .way = p->way,
                                          .algo = p->algo};
 }
 

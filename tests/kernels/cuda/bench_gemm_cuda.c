@@ -57,7 +57,7 @@ static cudaError_t call(struct bench *b, enum way way, uint32_t m, uint32_t turn
         return launch_gemv(d->stream, d->type, GEMV_HALF, &a);
     if (way == WAY_SILU)
         return skinny_run(d, GEMV_SILU, b->n / 2, b->k, b->n / 2, &q);
-    rc = plan_run(d, &b->plan, way == WAY_BLAS ? &b->plan.algo : NULL, &q);
+    rc = plan_run(d, &b->plan, way == WAY_BLAS ? BY_BLAS : BY_SKINNY, &b->plan.algo, &q);
     return rc == CUBLAS_STATUS_SUCCESS ? cudaSuccess : cudaErrorUnknown;
 }
 
@@ -154,7 +154,6 @@ static void rows_bench(struct bench *b, const char *name, uint32_t m)
     if (plan_describe(b->d, &b->plan, m) != CUBLAS_STATUS_SUCCESS ||
         plan_race(b->d, &b->plan, &q) != CUBLAS_STATUS_SUCCESS)
         _exit(1);
-    b->plan.skinny = false;
     if (m <= GEMV_ROWS)
         us[WAY_GEMV] = way_time(b, WAY_GEMV, m);
     us[WAY_BLAS] = way_time(b, WAY_BLAS, m);
