@@ -316,15 +316,23 @@ __global__ void __launch_bounds__(1024) one_shot_kernel(const __grid_constant__ 
         norm_write<T, VPT>(a, row, sum, weight, parts);
 }
 
+/* What a row needs beside its sum. Read before the sum is waited for, where registers allow. */
+template <int VPT, bool NORM>
+static __device__ __forceinline__ void row_begin(const struct reduce_args &a, uint32_t row,
+                                                 struct row_values<VPT> *old)
+{
+    if (NORM && VPT == 1)
+        residual_read<VPT>(a, row, old);
+}
+
 /* The row's sum, rounded as it is sent, to its place. */
 template <class T, int VPT, bool NORM>
 static __device__ __forceinline__ void row_finish(const struct reduce_args &a, uint32_t row,
-                                                  const uint4 got[VPT], float *parts)
+                                                  const uint4 got[VPT], struct row_values<VPT> &old,
+                                                  struct row_values<VPT> &weight, float *parts)
 {
-    struct row_values<VPT> sum, weight;
-
-    if (NORM) {
-        residual_read<VPT>(a, row, &sum);
+    if (NORM && VPT > 1) {
+        residual_read<VPT>(a, row, &old);
         weight_read<VPT>(a, &weight);
     }
 #pragma unroll
@@ -332,12 +340,12 @@ static __device__ __forceinline__ void row_finish(const struct reduce_args &a, u
         uint32_t i = threadIdx.x + v * blockDim.x, at = row * a.vectors + i;
 
         if (NORM)
-            add<T>(sum.f[v], got[v]);
+            add<T>(old.f[v], got[v]);
         else if (i < a.vectors && at < a.total)
             static_cast<uint4 *>(a.out)[at] = got[v];
     }
     if (NORM)
-        norm_write<T, VPT>(a, row, sum, weight, parts);
+        norm_write<T, VPT>(a, row, old, weight, parts);
 }
 
 /* Blocks take rows in turn. The first part of an area holds the parts of the rows that this rank
@@ -348,10 +356,13 @@ __global__ void __launch_bounds__(1024) two_shot_kernel(const __grid_constant__ 
     __shared__ float parts[2][32]; /* in turn, so that a row need not wait for the one before */
     const struct peers &p = a.peers;
     uint32_t second = (a.rows + p.ranks - 1) / p.ranks * p.ranks * a.vectors, turn = 0;
+    struct row_values<VPT> old, weight;
     struct patience w = {};
     uint4 got[VPT];
     struct turn t;
 
+    if (NORM && VPT == 1)
+        weight_read<VPT>(a, &weight);
     previous_wait();
     next_start();
     t = turn_begin(p);
@@ -374,6 +385,7 @@ __global__ void __launch_bounds__(1024) two_shot_kernel(const __grid_constant__ 
     for (uint32_t row = blockIdx.x; row < a.rows; row += gridDim.x) {
         if (row % p.ranks != p.rank)
             continue;
+        row_begin<VPT, NORM>(a, row, &old);
 #pragma unroll
         for (int v = 0; v < VPT; v++) {
             uint32_t i = threadIdx.x + v * blockDim.x, at = row * a.vectors + i;
@@ -395,13 +407,14 @@ __global__ void __launch_bounds__(1024) two_shot_kernel(const __grid_constant__ 
                 write_through(area_of(p, to, t.area, (size_t)second + at), got[v]);
             }
         }
-        row_finish<T, VPT, NORM>(a, row, got, parts[turn ^= 1]);
+        row_finish<T, VPT, NORM>(a, row, got, old, weight, parts[turn ^= 1]);
     }
     for (uint32_t row = blockIdx.x; row < a.rows; row += gridDim.x) {
         uint32_t owner = row % p.ranks;
 
         if (owner == p.rank)
             continue;
+        row_begin<VPT, NORM>(a, row, &old);
 #pragma unroll
         for (int v = 0; v < VPT; v++) {
             uint32_t i = threadIdx.x + v * blockDim.x;
@@ -411,7 +424,7 @@ __global__ void __launch_bounds__(1024) two_shot_kernel(const __grid_constant__ 
             if (i < a.vectors)
                 got[v] = take(p, at, read_fresh(at), &w, owner);
         }
-        row_finish<T, VPT, NORM>(a, row, got, parts[turn ^= 1]);
+        row_finish<T, VPT, NORM>(a, row, got, old, weight, parts[turn ^= 1]);
     }
 }
 

@@ -116,7 +116,7 @@ static cublasStatus_t blas_run(const struct device *d, const struct gemm_plan *p
 bool way_suits(const struct gemm_plan *p, enum product_way way, uint32_t m)
 {
     if (way == BY_SKINNY)
-        return tensor_maps() && m <= SKINNY_ROWS && p->k % 8 == 0 && p->n % 4 == 0 &&
+        return tensor_maps() && m <= SKINNY_ROWS && p->k % 64 == 0 && p->n % 4 == 0 &&
                p->y_stride % 4 == 0;
     return way == BY_BLAS || (m <= GEMV_ROWS && p->k % 8 == 0);
 }

@@ -1,14 +1,13 @@
 /* Products with few rows of x on Hopper, bound by the reading of w: rows of w are the rows of a
  * warpgroup's products, those of x their 8 to 64 columns. One warp keeps a ring of tiles filled by
  * the tensor copy engine; w's part of the first of them is on its way before the kernel that makes
- * x is done, and what comes behind them on its way to the L2 cache.
+ * x is done.
  *
  * Memory is shared evenly among the multiprocessors that ask, so a block a multiprocessor reads,
  * and all of them about the same number of bytes: a tile has as many rows as that takes, and blocks
  * take as many tiles. Blocks of a cluster may share a tile's k; each adds up its share of the
  * results from all of them, in order. So the order of a sum depends on the shapes alone. */
 #include "kernels/cuda/hopper.cuh"
-#include <stdlib.h>
 
 #define CONSUMERS 128
 #define THREADS (CONSUMERS + 32)
@@ -19,25 +18,31 @@
 #define STAGES_MAX 16u
 /* Two blocks find room on a multiprocessor: one computes, one of the next kernel waits loaded. */
 #define SHARED_MAX (112u << 10)
-#define SECTOR 32u /* bytes that the L2 cache reads at least */
 
 struct skinny_args {
-    const void *w, *bias;
+    const void *bias;
     void *y;
     uint32_t m, n, k, y_stride;
     uint32_t rows, tiles;  /* rows: of w in a tile; of gate's and up's, half of it each */
     uint32_t stages, part; /* part: bytes from the ring's begin */
-    uint32_t lead, ahead;  /* turns: left when the next kernel may come; to the L2 cache */
+    uint32_t lead;         /* turns left when the next kernel may come */
 };
+
+/* Panels of a turn: what a turn takes besides its bytes counts less for a wider one. */
+static __host__ __device__ constexpr uint32_t depth_of(uint32_t products)
+{
+    return products == 1 ? 2 : 1;
+}
 
 static __host__ __device__ __forceinline__ uint32_t stage_bytes(uint32_t columns, uint32_t rows)
 {
-    return (columns + rows) * PANEL_ROW;
+    return (columns + rows) * depth_of(rows <= PRODUCT_ROWS ? 1 : 2) * PANEL_ROW;
 }
 
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
-/* What a block does: columns [begin, end) of w, in turns of a panel, of tiles `tile`, tile + step,
- * ... A stage has x's rows, then w's. */
+/* What a block does: panels [begin, end) of w's columns, in turns of one or two, of tiles `tile`,
+ * tile + step, ... A stage has x's rows, then w's, panel by panel. A turn that is not full has
+ * panels behind the last one, which are zeros. */
 struct block {
     uint32_t ring, part;  /* in shared memory */
     uint32_t full, empty; /* the first of the barriers */
@@ -46,15 +51,16 @@ struct block {
 
 /* Where in the ring, and which panel of which tile. */
 struct place {
-    uint32_t stage, phase, k, tile;
+    uint32_t stage, phase, panel, tile;
 };
 
+template <int P>
 static __device__ __forceinline__ void place_next(const struct block &b,
                                                   const struct skinny_args &a, struct place &p)
 {
-    p.k += PANEL;
-    if (p.k >= b.end) {
-        p.k = b.begin;
+    p.panel += depth_of(P);
+    if (p.panel >= b.end) {
+        p.panel = b.begin;
         p.tile += b.step;
     }
     if (++p.stage == a.stages) {
@@ -63,110 +69,106 @@ static __device__ __forceinline__ void place_next(const struct block &b,
     }
 }
 
-template <int N, int OUT>
+template <int N, int P, int OUT>
 static __device__ __forceinline__ void w_copy(const struct block &b, const struct skinny_args &a,
                                               const CUtensorMap *w, const struct place &p,
                                               uint64_t policy)
 {
-    uint32_t at = b.ring + p.stage * stage_bytes(N, a.rows) + N * PANEL_ROW;
-    uint32_t full = b.full + 8 * p.stage;
+    uint32_t at = b.ring + p.stage * stage_bytes(N, a.rows) + N * depth_of(P) * PANEL_ROW;
+    uint32_t full = b.full + 8 * p.stage, rows = OUT == GEMV_SILU ? a.rows / 2 : a.rows;
 
     barrier_expect(full, stage_bytes(N, a.rows));
-    if (OUT == GEMV_SILU) {
-        uint32_t half = a.rows / 2;
+#pragma unroll
+    for (uint32_t d = 0; d < depth_of(P); d++) {
+        uint32_t to = at + d * a.rows * PANEL_ROW;
 
-        box_load(w, at, full, p.k, p.tile * half, policy);
-        box_load(w, at + half * PANEL_ROW, full, p.k, a.n + p.tile * half, policy);
-    } else {
-        box_load(w, at, full, p.k, p.tile * a.rows, policy);
+        box_load(w, to, full, 0, p.tile * rows, p.panel + d, policy);
+        if (OUT == GEMV_SILU)
+            box_load(w, to + rows * PANEL_ROW, full, 0, a.n + p.tile * rows, p.panel + d, policy);
     }
 }
 
-template <int N>
+template <int N, int P>
 static __device__ __forceinline__ void x_copy(const struct block &b, const struct skinny_args &a,
                                               const CUtensorMap *x, const struct place &p,
                                               uint64_t policy)
 {
-    box_load(x, b.ring + p.stage * stage_bytes(N, a.rows), b.full + 8 * p.stage, p.k, 0, policy);
+    box_load(x, b.ring + p.stage * stage_bytes(N, a.rows), b.full + 8 * p.stage, 0, 0, p.panel,
+             policy);
 }
 
-static __device__ __forceinline__ uint32_t tile_turns(const struct block &b)
+template <int P> static __device__ __forceinline__ uint32_t tile_turns(const struct block &b)
 {
-    return (b.end - b.begin + PANEL - 1) / PANEL;
+    return (b.end - b.begin + depth_of(P) - 1) / depth_of(P);
 }
 
 /* One thread. The next kernel's blocks come when the last turns are asked for: what they ask for
  * then keeps memory busy while this kernel ends. */
-template <int N, int OUT>
+template <int N, int P, int OUT>
 static __device__ __forceinline__ void ring_fill(const struct block &b, const struct skinny_args &a,
                                                  const CUtensorMap *w, const CUtensorMap *x)
 {
-    uint32_t left = (a.tiles - b.tile + b.step - 1) / b.step * tile_turns(b);
+    uint32_t left = (a.tiles - b.tile + b.step - 1) / b.step * tile_turns<P>(b);
     uint32_t first = left < a.stages ? left : a.stages;
     uint64_t once = policy_evict_first(), again = policy_evict_last();
     struct place p = {0, 0, b.begin, b.tile}, q = p;
 
     if (left <= a.lead)
         next_start();
-    for (uint32_t i = 0; i < first; i++, place_next(b, a, p))
-        w_copy<N, OUT>(b, a, w, p, once);
+    for (uint32_t i = 0; i < first; i++, place_next<P>(b, a, p))
+        w_copy<N, P, OUT>(b, a, w, p, once);
     previous_wait();
-    for (uint32_t i = 0; i < first; i++, place_next(b, a, q))
-        x_copy<N>(b, a, x, q, again);
+    for (uint32_t i = 0; i < first; i++, place_next<P>(b, a, q))
+        x_copy<N, P>(b, a, x, q, again);
     if (left > a.lead && left - first < a.lead)
         next_start();
-    for (left -= first; left; left--, place_next(b, a, p)) {
+    for (left -= first; left; left--, place_next<P>(b, a, p)) {
         if (left == a.lead)
             next_start();
         barrier_wait(b.empty + 8 * p.stage, p.phase ^ 1);
-        w_copy<N, OUT>(b, a, w, p, once);
-        x_copy<N>(b, a, x, p, again);
+        w_copy<N, P, OUT>(b, a, w, p, once);
+        x_copy<N, P>(b, a, x, p, again);
     }
 }
 
-/* The turns of the first tile behind those that the ring takes. */
-template <int OUT>
-static __device__ __forceinline__ void w_prefetch(const struct block &b,
-                                                  const struct skinny_args &a)
+/* The products of one turn: of two, or of one in two sums that are added later, so that a product
+ * need not wait for the one before. */
+template <class T, int N, int P>
+static __device__ __forceinline__ void turn_multiply(const struct skinny_args &a, uint32_t at,
+                                                     bool adds, float (&c)[2][N / 2])
 {
-    const uint32_t each = PANEL_ROW / SECTOR;
-    uint32_t turns = tile_turns(b), first = turns < a.stages ? turns : a.stages;
-    uint32_t count = (turns - first < a.ahead ? turns - first : a.ahead) * each;
-    const char *w = static_cast<const char *>(a.w) + ((size_t)b.begin + first * PANEL) * 2;
-    size_t bytes = (size_t)a.k * 2, left = (a.k - b.begin - first * PANEL) * 2;
+#pragma unroll
+    for (uint32_t d = 0; d < depth_of(P); d++) {
+        uint64_t x = descriptor(at + d * N * PANEL_ROW, 16);
+        uint64_t w = descriptor(at + (depth_of(P) * N + d * a.rows) * PANEL_ROW, 16);
 
-    for (uint32_t i = threadIdx.x; i < a.rows * count; i += CONSUMERS) {
-        uint32_t r = i / count, at = i % count * SECTOR, half = a.rows / 2;
-        uint32_t row = OUT != GEMV_SILU ? b.tile * a.rows + r
-                                        : b.tile * half + (r < half ? r : a.n + r - half);
-
-        if (at < left && row < (OUT == GEMV_SILU ? 2 : 1) * a.n)
-            asm volatile("prefetch.global.L2 [%0];" ::"l"(w + row * bytes + at));
+#pragma unroll
+        for (uint32_t k = 0; k < PANEL / 16; k++)
+            if (P == 1)
+                products_few<T>::few(c[k % 2], w + 2 * k, x + 2 * k, adds || d || k > 1);
+            else
+#pragma unroll
+                for (int i = 0; i < 2; i++)
+                    products_few<T>::few(c[i], w + (i * PRODUCT_ROWS * PANEL_ROW >> 4) + 2 * k,
+                                         x + 2 * k, adds || k);
     }
+    products_commit();
 }
 
-/* A warpgroup's products of one tile, its rows in c[0] and, from PRODUCT_ROWS on, c[1]. They read
- * all rows of a product also where the tile has fewer; nobody looks at what comes of that. */
+/* A warpgroup's products of one tile: PRODUCT_ROWS rows of w in c[0] and, where P is 2, the next in
+ * c[1]. They read all rows of a product also where the tile has fewer; nobody looks at what comes
+ * of that. */
 template <class T, int N, int P>
 static __device__ __forceinline__ void tile_multiply(const struct block &b,
                                                      const struct skinny_args &a, struct place &p,
-                                                     float (&c)[P][N / 2])
+                                                     float (&c)[2][N / 2])
 {
-    uint32_t before = 0, turns = tile_turns(b);
+    uint32_t before = 0, turns = tile_turns<P>(b);
 
-    for (uint32_t i = 0; i < turns; i++, place_next(b, a, p)) {
-        uint32_t at = b.ring + p.stage * stage_bytes(N, a.rows);
-        uint64_t x = descriptor(at, 16), w = descriptor(at + N * PANEL_ROW, 16);
-
+    for (uint32_t i = 0; i < turns; i++, place_next<P>(b, a, p)) {
         barrier_wait(b.full + 8 * p.stage, p.phase);
         products_fence();
-#pragma unroll
-        for (uint32_t k = 0; k < PANEL / 16; k++)
-#pragma unroll
-            for (int half = 0; half < P; half++)
-                products_few<T>::few(c[half], w + (half * PRODUCT_ROWS * PANEL_ROW >> 4) + 2 * k,
-                                     x + 2 * k, i || k);
-        products_commit();
+        turn_multiply<T, N, P>(a, b.ring + p.stage * stage_bytes(N, a.rows), i > 0, c);
         products_wait<1>();
         if (before && threadIdx.x % 32 == 0)
             barrier_arrive(before);
@@ -175,11 +177,15 @@ static __device__ __forceinline__ void tile_multiply(const struct block &b,
     products_wait<0>();
     if (threadIdx.x % 32 == 0)
         barrier_arrive(before);
+    if (P == 1)
+#pragma unroll
+        for (int i = 0; i < N / 2; i++)
+            c[0][i] += c[1][i];
 }
 
 /* To shared memory, (N, ROW_STRIDE): a row of x after the other. */
 template <int N, int P>
-static __device__ __forceinline__ void part_store(const float (&c)[P][N / 2], float *part)
+static __device__ __forceinline__ void part_store(const float (&c)[2][N / 2], float *part)
 {
     uint32_t row = threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4, column = threadIdx.x % 4 * 2;
 
@@ -276,7 +282,7 @@ static __device__ __forceinline__ void tiles_multiply(const struct block &b,
 
     while (p.tile < a.tiles) {
         uint32_t tile = p.tile;
-        float c[P][N / 2];
+        float c[2][N / 2];
 
         tile_multiply<T, N, P>(b, a, p, c);
         consumers_sync();
@@ -294,7 +300,7 @@ tile_share(const struct block &b, const struct skinny_args &a, float *part, uint
 {
     if (threadIdx.x < CONSUMERS) {
         struct place p = {0, 0, b.begin, b.tile};
-        float c[P][N / 2];
+        float c[2][N / 2];
 
         tile_multiply<T, N, P>(b, a, p, c);
         consumers_sync();
@@ -321,15 +327,15 @@ __global__ void __launch_bounds__(THREADS)
     __shared__ uint64_t barriers[2][STAGES_MAX];
     uint32_t parts = cluster_size(), rank = blockIdx.x % parts;
     uint32_t base = (uint32_t)__cvta_generic_to_shared(shared);
-    uint32_t panels = (a.k + PANEL - 1) / PANEL;
+    uint32_t turns = (a.k / PANEL + depth_of(P) - 1) / depth_of(P);
     struct block b = {};
 
     b.ring = (base + PANEL_ALIGNMENT - 1) / PANEL_ALIGNMENT * PANEL_ALIGNMENT;
     b.part = b.ring + a.part;
     b.full = (uint32_t)__cvta_generic_to_shared(barriers[0]);
     b.empty = (uint32_t)__cvta_generic_to_shared(barriers[1]);
-    b.begin = panels * rank / parts * PANEL;
-    b.end = panels * (rank + 1) / parts * PANEL;
+    b.begin = turns * rank / parts * depth_of(P);
+    b.end = turns * (rank + 1) / parts * depth_of(P);
     b.tile = blockIdx.x / parts;
     b.step = gridDim.x / parts;
     if (threadIdx.x == CONSUMERS) {
@@ -341,9 +347,7 @@ __global__ void __launch_bounds__(THREADS)
     }
     __syncthreads();
     if (threadIdx.x == CONSUMERS)
-        ring_fill<N, OUT>(b, a, &w, &x);
-    if (threadIdx.x < CONSUMERS && a.ahead)
-        w_prefetch<OUT>(b, a);
+        ring_fill<N, P, OUT>(b, a, &w, &x);
 
     float *part = reinterpret_cast<float *>(shared + (b.part - base));
 
@@ -386,9 +390,11 @@ static bool rows_cut(uint32_t parts, uint32_t n, uint32_t boxes, uint32_t multip
 static double cut_time(const struct cut *c, uint32_t k, uint32_t columns)
 {
     double share = 4400.0 / (c->clusters * c->parts), rate = share < 75.0 ? share : 75.0;
-    double turn = c->rows * PANEL_ROW / rate + columns * PANEL_ROW / 110.0;
-    double products = ceil_div(c->rows, PRODUCT_ROWS) * (columns > 32 ? 110.0 : 75.0);
-    uint32_t turns = ceil_div(ceil_div(k, PANEL), c->parts) * ceil_div(c->tiles, c->clusters);
+    uint32_t depth = depth_of(ceil_div(c->rows, PRODUCT_ROWS));
+    uint32_t turns =
+        ceil_div(ceil_div(k / PANEL, depth), c->parts) * ceil_div(c->tiles, c->clusters);
+    double turn = (c->rows / rate + columns / 110.0) * depth * PANEL_ROW;
+    double products = 150.0 + columns;
 
     return turns * (turn > products ? turn : products) + (c->parts > 1 ? 900.0 : 0.0);
 }
@@ -435,8 +441,7 @@ template <class T, int N, int P, int OUT> static cudaError_t skinny(struct skinn
     if (!again && c->a.stages * stage + behind < part)
         behind = part - c->a.stages * stage;
     c->a.part = again ? c->a.stages * stage : 0;
-    c->a.lead = getenv("SK_LEAD") ? atoi(getenv("SK_LEAD")) : again ? UINT32_MAX : c->a.stages;
-    c->a.ahead = (getenv("SK_PRE") ? atoi(getenv("SK_PRE")) * 1024 : 0) / (c->a.rows * PANEL_ROW);
+    c->a.lead = again ? UINT32_MAX : c->a.stages / 2;
     attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
     attributes[0].val.programmaticStreamSerializationAllowed = 1;
     attributes[1].id = cudaLaunchAttributeClusterDimension;
@@ -483,24 +488,32 @@ template <class T> static cudaError_t skinny_out(enum gemv_out out, struct skinn
                               : skinny_columns<T, GEMV_HALF>(c);
 }
 
+/* A matrix (rows, k) as panels: (k / PANEL, rows, PANEL). */
+static cudaError_t panels_map(CUtensorMap *out, enum half_type type, const void *data,
+                              uint32_t rows, uint32_t k, uint32_t box_rows, uint32_t box_panels)
+{
+    const uint32_t sizes[] = {PANEL, rows, k / PANEL}, box[] = {PANEL, box_rows, box_panels};
+    const uint64_t strides[] = {(uint64_t)k * 2, PANEL_ROW};
+
+    return tensor_map_make(out, type, data, 3, sizes, strides, box);
+}
+
 cudaError_t launch_skinny(cudaStream_t s, enum half_type type, enum gemv_out out,
                           const struct skinny_product *p)
 {
     const uint32_t boxes = out == GEMV_SILU ? 2 : 1, columns = columns_of(p->m);
     const struct cut cut = cut_choose(p->n, p->k, columns, boxes, p->multiprocessors);
-    const uint32_t w_sizes[] = {p->k, boxes * p->n}, x_sizes[] = {p->k, p->m};
-    const uint32_t w_box[] = {PANEL, cut.rows / boxes}, x_box[] = {PANEL, columns};
+    const uint32_t depth = depth_of(cut.rows <= PRODUCT_ROWS ? 1 : 2);
     struct skinny_call c = {};
-    cudaError_t rc = tensor_map_make(&c.w, type, p->w, 2, w_sizes, w_box);
+    cudaError_t rc = panels_map(&c.w, type, p->w, boxes * p->n, p->k, cut.rows / boxes, 1);
 
     if (rc == cudaSuccess)
-        rc = tensor_map_make(&c.x, type, p->x, 2, x_sizes, x_box);
+        rc = panels_map(&c.x, type, p->x, p->m, p->k, columns, depth);
     if (rc != cudaSuccess)
         return rc;
     c.stream = s;
     c.parts = cut.parts;
     c.clusters = cut.clusters;
-    c.a.w = p->w;
     c.a.bias = p->bias;
     c.a.y = p->y;
     c.a.m = p->m;

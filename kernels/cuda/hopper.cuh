@@ -88,24 +88,14 @@ static __device__ __forceinline__ uint64_t policy_evict_last(void)
     return policy;
 }
 
-/* The same of a matrix. */
+/* The same with a policy of the L2 cache. */
 static __device__ __forceinline__ void box_load(const CUtensorMap *map, uint32_t to,
                                                 uint32_t barrier, uint32_t column, uint32_t row,
-                                                uint64_t policy)
+                                                uint32_t unit, uint64_t policy)
 {
-    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes"
-                 ".L2::cache_hint [%0], [%1, {%3, %4}], [%2], %5;" ::"r"(to),
-                 "l"(map), "r"(barrier), "r"(column), "r"(row), "l"(policy)
-                 : "memory");
-}
-
-/* A box on its way to the L2 cache. */
-static __device__ __forceinline__ void box_prefetch(const CUtensorMap *map, uint32_t column,
-                                                    uint32_t row, uint64_t policy)
-{
-    asm volatile("cp.async.bulk.prefetch.tensor.2d.L2.global.tile.L2::cache_hint [%0, {%1, %2}], "
-                 "%3;" ::"l"(map),
-                 "r"(column), "r"(row), "l"(policy)
+    asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes"
+                 ".L2::cache_hint [%0], [%1, {%3, %4, %5}], [%2], %6;" ::"r"(to),
+                 "l"(map), "r"(barrier), "r"(column), "r"(row), "r"(unit), "l"(policy)
                  : "memory");
 }
 

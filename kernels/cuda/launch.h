@@ -152,16 +152,18 @@ struct gemv_args {
 cudaError_t launch_gemv(cudaStream_t s, enum half_type type, enum gemv_out out,
                         const struct gemv_args *a);
 
-/* tensor_map.cu: arrays as Hopper's tensor copy engine reads them: dense, in boxes that lie in
- * shared memory with the 128-byte swizzle; outside of the array there are zeros. sizes, box:
- * numbers, innermost first; box[0] 64 at most, data and rows aligned to 16 bytes. */
+/* tensor_map.cu: arrays as Hopper's tensor copy engine reads them, in boxes that lie in shared
+ * memory with the 128-byte swizzle; outside of the array there are zeros. sizes, box: numbers,
+ * innermost first, box[0] 64 at most; strides: bytes from one to the next in each dimension but the
+ * first. data and strides are multiples of 16. */
 #define TENSOR_DIMENSIONS 3u
 int tensor_maps(void); /* whether this device is a Hopper, and code for it is there */
 cudaError_t tensor_map_make(CUtensorMap *out, enum half_type t, const void *data,
-                            uint32_t dimensions, const uint32_t *sizes, const uint32_t *box);
+                            uint32_t dimensions, const uint32_t *sizes, const uint64_t *strides,
+                            const uint32_t *box);
 
 /* gemm_skinny.cu, where there are tensor maps: y (m, n) = x (m, k) w^T for up to SKINNY_ROWS rows;
- * k % 8 == 0, n % 4 == 0, y_stride % 4 == 0. */
+ * k % 64 == 0, n % 4 == 0, y_stride % 4 == 0. */
 #define SKINNY_ROWS 64u
 struct skinny_product {
     const void *x, *w, *bias; /* bias: GEMV_HALF alone, or NULL */

@@ -507,9 +507,10 @@ static cudaError_t map_make(const struct attention_args *a, enum half_type t, co
                             CUtensorMap *out)
 {
     const uint32_t sizes[] = {a->head_dim, a->page_size, a->pages * a->kv_heads};
+    const uint64_t row = (uint64_t)a->head_dim * 2, strides[] = {row, row * a->page_size};
     const uint32_t box[] = {PANEL, box_rows(a->page_size), 1};
 
-    return tensor_map_make(out, t, data, 3, sizes, box);
+    return tensor_map_make(out, t, data, 3, sizes, strides, box);
 }
 
 template <class T, int D>

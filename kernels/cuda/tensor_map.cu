@@ -63,20 +63,20 @@ int tensor_maps(void)
 }
 
 cudaError_t tensor_map_make(CUtensorMap *out, enum half_type t, const void *data,
-                            uint32_t dimensions, const uint32_t *sizes, const uint32_t *box)
+                            uint32_t dimensions, const uint32_t *sizes, const uint64_t *strides,
+                            const uint32_t *box)
 {
     const cuuint32_t steps[TENSOR_DIMENSIONS] = {1, 1, 1};
-    cuuint64_t strides[TENSOR_DIMENSIONS], extents[TENSOR_DIMENSIONS], stride = 2;
+    cuuint64_t apart[TENSOR_DIMENSIONS] = {}, extents[TENSOR_DIMENSIONS] = {};
     CUresult rc;
 
-    for (uint32_t i = 0; i < dimensions; i++) {
+    for (uint32_t i = 0; i < dimensions; i++)
         extents[i] = sizes[i];
-        stride *= sizes[i];
-        strides[i] = stride; /* of the next dimension */
-    }
+    for (uint32_t i = 0; i + 1 < dimensions; i++)
+        apart[i] = strides[i];
     rc = encoder()(
         out, t == HALF_BF16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
-        dimensions, const_cast<void *>(data), extents, strides, box, steps,
+        dimensions, const_cast<void *>(data), extents, apart, box, steps,
         CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
         CU_TENSOR_MAP_L2_PROMOTION_L2_128B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
     return rc == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;

@@ -56,6 +56,20 @@ static int weights_like(const struct device *d, const struct gemm_plan *p, const
     return count;
 }
 
+/* Before a product that can go several ways comes a small kernel, as in a step: which of them do
+ * not wait for its end to begin counts. */
+static bool neighbour_queue(const struct device *d, const struct gemm_plan *p,
+                            const struct product *q)
+{
+    char *work = d->workspace;
+    size_t wide = (size_t)q->m * p->k * 4;
+
+    if (!way_suits(p, BY_SKINNY, q->m) || 2 * wide > GEMM_WORKSPACE)
+        return true;
+    return launch_add_norm(d->stream, d->type, NULL, (float *)(void *)work, (float *)(void *)work,
+                           work + wide, q->m, p->k, 1e-6f, 0) == cudaSuccess;
+}
+
 static bool runs_queue(const struct device *d, const struct gemm_plan *p, enum product_way way,
                        const cublasLtMatmulAlgo_t *algo, const struct product *q,
                        const void *const *weights, int runs)
@@ -64,6 +78,8 @@ static bool runs_queue(const struct device *d, const struct gemm_plan *p, enum p
     struct product one = *q;
 
     for (int i = 0; i < runs && rc == CUBLAS_STATUS_SUCCESS; i++) {
+        if (!neighbour_queue(d, p, q))
+            return false;
         one.w = weights[i];
         rc = plan_run(d, p, way, algo, &one);
     }

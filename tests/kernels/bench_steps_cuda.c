@@ -257,7 +257,7 @@ static void bench_open(struct bench *b, uint32_t context, uint32_t tokens)
 
 int main(int argc, char **argv)
 {
-    static const uint32_t batches[] = {1, 2, 4, 8, 32, 64, 128, 256};
+    static const uint32_t batches[] = {1, 4, 8, 32};
     uint32_t context = argc > 2 ? (uint32_t)strtoul(argv[2], NULL, 10) : 1024;
     uint32_t tokens = argc > 3 ? (uint32_t)strtoul(argv[3], NULL, 10) : 8192;
     struct bench b = {.m = &models[0], .ops = backend_open("cuda"), .random = 1};
