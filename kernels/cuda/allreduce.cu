@@ -329,12 +329,14 @@ static __device__ __forceinline__ void row_begin(const struct reduce_args &a, ui
 template <class T, int VPT, bool NORM>
 static __device__ __forceinline__ void row_finish(const struct reduce_args &a, uint32_t row,
                                                   const uint4 got[VPT], struct row_values<VPT> &old,
-                                                  struct row_values<VPT> &weight, float *parts)
+                                                  float *parts)
 {
-    if (NORM && VPT > 1) {
+    struct row_values<VPT> weight;
+
+    if (NORM && VPT > 1)
         residual_read<VPT>(a, row, &old);
+    if (NORM)
         weight_read<VPT>(a, &weight);
-    }
 #pragma unroll
     for (int v = 0; v < VPT; v++) {
         uint32_t i = threadIdx.x + v * blockDim.x, at = row * a.vectors + i;
@@ -356,13 +358,11 @@ __global__ void __launch_bounds__(1024) two_shot_kernel(const __grid_constant__ 
     __shared__ float parts[2][32]; /* in turn, so that a row need not wait for the one before */
     const struct peers &p = a.peers;
     uint32_t second = (a.rows + p.ranks - 1) / p.ranks * p.ranks * a.vectors, turn = 0;
-    struct row_values<VPT> old, weight;
+    struct row_values<VPT> old;
     struct patience w = {};
     uint4 got[VPT];
     struct turn t;
 
-    if (NORM && VPT == 1)
-        weight_read<VPT>(a, &weight);
     previous_wait();
     next_start();
     t = turn_begin(p);
@@ -407,7 +407,7 @@ __global__ void __launch_bounds__(1024) two_shot_kernel(const __grid_constant__ 
                 write_through(area_of(p, to, t.area, (size_t)second + at), got[v]);
             }
         }
-        row_finish<T, VPT, NORM>(a, row, got, old, weight, parts[turn ^= 1]);
+        row_finish<T, VPT, NORM>(a, row, got, old, parts[turn ^= 1]);
     }
     for (uint32_t row = blockIdx.x; row < a.rows; row += gridDim.x) {
         uint32_t owner = row % p.ranks;
@@ -424,7 +424,7 @@ __global__ void __launch_bounds__(1024) two_shot_kernel(const __grid_constant__ 
             if (i < a.vectors)
                 got[v] = take(p, at, read_fresh(at), &w, owner);
         }
-        row_finish<T, VPT, NORM>(a, row, got, old, weight, parts[turn ^= 1]);
+        row_finish<T, VPT, NORM>(a, row, got, old, parts[turn ^= 1]);
     }
 }
 
