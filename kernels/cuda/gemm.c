@@ -6,6 +6,8 @@
 
 #include <stdlib.h>
 
+#define AHEAD_BYTES (64u << 10) /* of a block */
+
 int blas_fail(const struct device *d, cublasStatus_t rc, const char *what, uint32_t m, uint32_t n,
               uint32_t k, struct err *err)
 {
@@ -77,18 +79,28 @@ cublasStatus_t plan_describe(const struct device *d, struct gemm_plan *p, uint32
     return rc;
 }
 
+/* Memory has nothing else to do while ranks sum up what comes before. */
+static bool follows_sum(const struct device *d, uint32_t k)
+{
+    return d->config.tp_size > 1 && k == d->model.hidden;
+}
+
 cudaError_t skinny_run(const struct device *d, enum gemv_out out, uint32_t n, uint32_t k,
                        uint32_t y_stride, const struct product *q)
 {
-    const struct skinny_product p = {.x = q->x,
-                                     .w = q->w,
-                                     .bias = q->bias,
-                                     .y = q->y,
-                                     .m = q->m,
-                                     .n = n,
-                                     .k = k,
-                                     .y_stride = y_stride,
-                                     .multiprocessors = (uint32_t)d->multiprocessors};
+    const struct skinny_product p = {
+        .x = q->x,
+        .w = q->w,
+        .bias = q->bias,
+        .y = q->y,
+        .m = q->m,
+        .n = n,
+        .k = k,
+        .y_stride = y_stride,
+        .multiprocessors = (uint32_t)d->multiprocessors,
+        .ahead = follows_sum(d, k)
+                     ? (getenv("SK_PRE") ? (uint32_t)atoi(getenv("SK_PRE")) << 10 : AHEAD_BYTES)
+                     : 0};
 
     return launch_skinny(d->stream, d->type, out, &p);
 }
@@ -134,6 +146,16 @@ static cudaError_t gemv_of(const struct device *d, const struct gemm_plan *p,
                                 .y_stride = p->y_stride};
 
     return launch_gemv(d->stream, d->type, p->wide ? GEMV_FLOAT : GEMV_HALF, &a);
+}
+
+cudaError_t silu_run(const struct device *d, const struct gemm_plan *p, enum product_way way,
+                     const struct product *q, uint32_t y_stride)
+{
+    const struct gemv_args a = {
+        .x = q->x, .w = q->w, .y = q->y, .m = q->m, .n = p->n / 2, .k = p->k, .y_stride = y_stride};
+
+    return way == BY_GEMV ? launch_gemv(d->stream, d->type, GEMV_SILU, &a)
+                          : skinny_run(d, GEMV_SILU, p->n / 2, p->k, y_stride, q);
 }
 
 cublasStatus_t plan_run(const struct device *d, const struct gemm_plan *p, enum product_way way,
@@ -267,20 +289,15 @@ bool gemm_silu(struct device *d, const struct act *x, uint32_t m, const struct w
     struct gemm_plan key = {
         .n = w->rows, .k = w->cols, .m_max = rows_bucket(m), .y_stride = w->rows, .like = w};
     struct gemm_plan *p = NULL;
-    uint32_t n = w->rows / 2;
     cudaError_t done;
 
     *rc = 0;
-    if (!way_suits(&key, BY_SKINNY, m) || n % 4 || out->width % 4)
+    if (!way_suits(&key, BY_SKINNY, m) || w->rows % 8 || out->width % 4)
         return false;
     *rc = plan_get(d, &key, &q, &p, err);
     if (*rc || p->way == BY_BLAS)
         return *rc != 0;
-    if (p->way == BY_GEMV) {
-        *rc = gemv(d, GEMV_SILU, x, w, NULL, out->data, out->width, err);
-        return true;
-    }
-    done = skinny_run(d, GEMV_SILU, n, w->cols, out->width, &fused);
+    done = silu_run(d, p, p->way, &fused, out->width);
     *rc = done == cudaSuccess ? 0 : cuda_fail(d, done, "gate and up", err);
     return true;
 }

@@ -21,6 +21,9 @@ cublasStatus_t plan_run(const struct device *d, const struct gemm_plan *p, enum 
                         const cublasLtMatmulAlgo_t *algo, const struct product *q);
 /* Whether p can go that way with so many rows. */
 bool way_suits(const struct gemm_plan *p, enum product_way way, uint32_t m);
+/* Gate and up with SiLU, not BY_BLAS: y (m, p->n / 2). */
+cudaError_t silu_run(const struct device *d, const struct gemm_plan *p, enum product_way way,
+                     const struct product *q, uint32_t y_stride);
 cudaError_t skinny_run(const struct device *d, enum gemv_out out, uint32_t n, uint32_t k,
                        uint32_t y_stride, const struct product *q);
 /* Choose p->way and p->algo: the heuristic's first answer; the fastest of its answers, measured

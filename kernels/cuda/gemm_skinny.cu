@@ -25,7 +25,7 @@ struct skinny_args {
     uint32_t m, n, k, y_stride;
     uint32_t rows, tiles;  /* rows: of w in a tile; of gate's and up's, half of it each */
     uint32_t stages, part; /* part: bytes from the ring's begin */
-    uint32_t lead;         /* turns left when the next kernel may come */
+    uint32_t lead, ahead;  /* turns: left when the next kernel may come; to the L2 cache */
 };
 
 /* Panels of a turn: what a turn takes besides its bytes counts less for a wider one. */
@@ -88,6 +88,21 @@ static __device__ __forceinline__ void w_copy(const struct block &b, const struc
     }
 }
 
+/* The same to the L2 cache. */
+template <int P, int OUT>
+static __device__ __forceinline__ void w_prefetch(const struct skinny_args &a, const CUtensorMap *w,
+                                                  const struct place &p)
+{
+    uint32_t rows = OUT == GEMV_SILU ? a.rows / 2 : a.rows;
+
+#pragma unroll
+    for (uint32_t d = 0; d < depth_of(P); d++) {
+        box_prefetch(w, 0, p.tile * rows, p.panel + d);
+        if (OUT == GEMV_SILU)
+            box_prefetch(w, 0, a.n + p.tile * rows, p.panel + d);
+    }
+}
+
 template <int N, int P>
 static __device__ __forceinline__ void x_copy(const struct block &b, const struct skinny_args &a,
                                               const CUtensorMap *x, const struct place &p,
@@ -111,12 +126,15 @@ static __device__ __forceinline__ void ring_fill(const struct block &b, const st
     uint32_t left = (a.tiles - b.tile + b.step - 1) / b.step * tile_turns<P>(b);
     uint32_t first = left < a.stages ? left : a.stages;
     uint64_t once = policy_evict_first(), again = policy_evict_last();
-    struct place p = {0, 0, b.begin, b.tile}, q = p;
+    struct place p = {0, 0, b.begin, b.tile}, q = p, r;
 
     if (left <= a.lead)
         next_start();
     for (uint32_t i = 0; i < first; i++, place_next<P>(b, a, p))
         w_copy<N, P, OUT>(b, a, w, p, once);
+    r = p;
+    for (uint32_t i = 0; i < a.ahead && first + i < left; i++, place_next<P>(b, a, r))
+        w_prefetch<P, OUT>(a, w, r);
     previous_wait();
     for (uint32_t i = 0; i < first; i++, place_next<P>(b, a, q))
         x_copy<N, P>(b, a, x, q, again);
@@ -423,7 +441,7 @@ struct skinny_call {
     cudaStream_t stream;
     CUtensorMap w, x;
     struct skinny_args a;
-    uint32_t parts, clusters;
+    uint32_t parts, clusters, ahead;
 };
 
 template <class T, int N, int P, int OUT> static cudaError_t skinny(struct skinny_call *c)
@@ -441,6 +459,7 @@ template <class T, int N, int P, int OUT> static cudaError_t skinny(struct skinn
     if (!again && c->a.stages * stage + behind < part)
         behind = part - c->a.stages * stage;
     c->a.part = again ? c->a.stages * stage : 0;
+    c->a.ahead = c->ahead / stage;
     c->a.lead = again ? UINT32_MAX : c->a.stages / 2;
     attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
     attributes[0].val.programmaticStreamSerializationAllowed = 1;
@@ -514,6 +533,7 @@ cudaError_t launch_skinny(cudaStream_t s, enum half_type type, enum gemv_out out
     c.stream = s;
     c.parts = cut.parts;
     c.clusters = cut.clusters;
+    c.ahead = p->ahead;
     c.a.bias = p->bias;
     c.a.y = p->y;
     c.a.m = p->m;

@@ -99,6 +99,15 @@ static __device__ __forceinline__ void box_load(const CUtensorMap *map, uint32_t
                  : "memory");
 }
 
+/* To the L2 cache. */
+static __device__ __forceinline__ void box_prefetch(const CUtensorMap *map, uint32_t column,
+                                                    uint32_t row, uint32_t unit)
+{
+    asm volatile("cp.async.bulk.prefetch.tensor.3d.L2.global.tile [%0, {%1, %2, %3}];" ::"l"(map),
+                 "r"(column), "r"(row), "r"(unit)
+                 : "memory");
+}
+
 static __device__ __forceinline__ float exp2_fast(float x)
 {
     float y;

@@ -170,6 +170,7 @@ struct skinny_product {
     void *y;
     uint32_t m, n, k, y_stride; /* n: of y */
     uint32_t multiprocessors;
+    uint32_t ahead; /* bytes of w that a block may ask the L2 cache for while it waits for x */
 };
 cudaError_t skinny_setup(void); /* once a device */
 cudaError_t launch_skinny(cudaStream_t s, enum half_type type, enum gemv_out out,

@@ -70,20 +70,32 @@ static bool neighbour_queue(const struct device *d, const struct gemm_plan *p,
                            work + wide, q->m, p->k, 1e-6f, 0) == cudaSuccess;
 }
 
+/* Gate and up come with SiLU: their race is of both. */
+static bool product_queue(const struct device *d, const struct gemm_plan *p, enum product_way way,
+                          const cublasLtMatmulAlgo_t *algo, const struct product *q)
+{
+    uint32_t n = p->n / 2;
+
+    if (p->like->kind != WEIGHT_GATE_UP)
+        return plan_run(d, p, way, algo, q) == CUBLAS_STATUS_SUCCESS;
+    if (way != BY_BLAS)
+        return silu_run(d, p, way, q, n) == cudaSuccess;
+    return plan_run(d, p, way, algo, q) == CUBLAS_STATUS_SUCCESS &&
+           launch_silu(d->stream, d->type, q->y, d->workspace, q->m, n, n) == cudaSuccess;
+}
+
 static bool runs_queue(const struct device *d, const struct gemm_plan *p, enum product_way way,
                        const cublasLtMatmulAlgo_t *algo, const struct product *q,
                        const void *const *weights, int runs)
 {
-    cublasStatus_t rc = CUBLAS_STATUS_SUCCESS;
     struct product one = *q;
 
-    for (int i = 0; i < runs && rc == CUBLAS_STATUS_SUCCESS; i++) {
-        if (!neighbour_queue(d, p, q))
-            return false;
+    for (int i = 0; i < runs; i++) {
         one.w = weights[i];
-        rc = plan_run(d, p, way, algo, &one);
+        if (!neighbour_queue(d, p, q) || !product_queue(d, p, way, algo, &one))
+            return false;
     }
-    return rc == CUBLAS_STATUS_SUCCESS;
+    return true;
 }
 
 /* The runs as a graph, as they are replayed: the host's launches would hide what short ones take.
