@@ -219,10 +219,10 @@ int gemv(struct device *d, enum gemv_out out, const struct act *x, const struct 
                           .y_stride = y_stride,
                           .eps = d->model.norm_eps};
 
-    if (x->pending) {
+    if (x->pending.kind == PENDING_NORM) {
         a.x = NULL;
-        a.residual = x->pending->wide;
-        a.norm = x->pending_norm->wide;
+        a.residual = x->pending.residual->wide;
+        a.norm = x->pending.norm[0]->wide;
     }
     return gemv_run(d, out, &a, err);
 }

@@ -177,7 +177,12 @@ cudaError_t launch_skinny(cudaStream_t s, enum half_type type, enum gemv_out out
 struct attention_args {
     const void *qkv;
     void *out;
-    const void *k, *v;
+    void *k, *v; /* the layer's pages */
+    /* Not NULL, where attention_rotates and for single tokens alone: what launch_qk_norm_rope_kv
+     * would do is left to the kernel, which writes k and v of the new tokens, but not q. */
+    const float *rope;
+    const float *q_norm, *k_norm; /* or NULL */
+    float eps;
     const struct frame_row *rows;
     const uint32_t *slot_pages;
     const struct frame_tile *tiles;              /* prefill */
@@ -193,6 +198,7 @@ struct attention_args {
     float scale; /* positive */
 };
 int attention_has_tiles(uint32_t head_dim); /* whether tensor-core kernels exist for it */
+int attention_rotates(uint32_t head_dim);   /* whether decode attention can, on this device */
 cudaError_t attention_setup(void);          /* once a device */
 cudaError_t launch_attention_prefill(cudaStream_t s, enum half_type t,
                                      const struct attention_args *a);

@@ -37,13 +37,15 @@ static int run_all(struct device *d, struct err *err)
         if (rc)
             return rc;
     }
-    return acts_ready(d, err);
+    return 0;
 }
 
 int replay_flush(struct device *d, struct err *err)
 {
     int rc = d->deferring ? run_all(d, err) : 0;
 
+    if (!rc && d->deferring)
+        rc = acts_ready(d, err);
     d->deferring = false;
     d->ops_count = 0;
     return rc;
@@ -127,6 +129,8 @@ static int capture(struct device *d, struct replay *r, struct err *err)
     if (rc != cudaSuccess)
         return cuda_fail(d, rc, "graph capture", err);
     failed = run_all(d, err);
+    if (!failed)
+        failed = acts_leave(d, err);
     ended = cudaStreamEndCapture(d->stream, &graph);
     if (!failed && ended == cudaSuccess)
         ended = instantiate(r, graph);
