@@ -20,9 +20,10 @@
 #define UPLOAD_WORDS (2u << 20)
 #define GEMM_PLANS_MAX 512u
 #define GEMM_WORKSPACE ((size_t)64 << 20)
-#define GEMV_SMALL ((size_t)8 << 20) /* elements */
-#define GATE_UP_TOKENS 4096u         /* tokens whose gate and up are in memory at once */
-#define REPLAY_ROWS_MAX 256u         /* decode steps of more rows are launched one by one */
+#define GEMV_SMALL ((size_t)8 << 20)   /* elements */
+#define GATE_UP_TOKENS 4096u           /* tokens whose gate and up are in memory at once */
+#define AHEAD_BYTES ((size_t)24 << 20) /* of weights that attention has fetched to the L2 cache */
+#define REPLAY_ROWS_MAX 256u           /* decode steps of more rows are launched one by one */
 #define REPLAY_OPS_MAX 2048u
 #define REPLAYS_MAX 256u
 #define RESERVE_BYTES ((uint64_t)512 << 20) /* for the libraries, whatever is asked */
@@ -283,6 +284,11 @@ void replay_begin(struct device *d);
 int replay_add(struct device *d, const struct op *op, struct err *err);
 int replay_flush(struct device *d, struct err *err); /* runs what is noted, now */
 int replay_end(struct device *d, struct err *err);   /* the list is complete */
+/* The weights of the products that follow op in the list that is being run, in their order, up to
+ * `budget` bytes: at most `most` spans, the last one may be a matrix's beginning. Returns how many;
+ * none where op is not of a list. */
+uint32_t weights_ahead(const struct device *d, const struct op *op, struct span *out, uint32_t most,
+                       size_t budget);
 void replay_forget(struct device *d); /* addresses have changed; graphs keep their memory */
 void replay_close(struct device *d);
 

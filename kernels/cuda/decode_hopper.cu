@@ -13,6 +13,7 @@
 #define CLUSTER_MAX 8u
 #define SM_BLOCKS 2u /* that a multiprocessor holds: shared memory is for no more */
 #define PARTS_MAX 8u /* clusters of a unit */
+#define PIECE 4096u  /* bytes of weights that a thread asks for at once */
 
 /* What a block of a cluster is sent, in bytes: of every `ranks`th group of 32 pairs of numbers, all
  * blocks' parts, 16 bytes a pair. The first is sent most. */
@@ -91,6 +92,12 @@ static __device__ __forceinline__ void exchange_send(uint32_t to, uint32_t barri
                  "}" ::"r"(to),
                  "r"(barrier), "r"(rank), "f"(x.x), "f"(x.y), "f"(x.z), "f"(x.w)
                  : "memory");
+}
+
+/* A multiple of 16 bytes on its way to the L2 cache. */
+static __device__ __forceinline__ void span_prefetch(const void *data, uint32_t bytes)
+{
+    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(data), "r"(bytes) : "memory");
 }
 
 /* The tiles a warp has still to load. Pages are looked up a few tiles ahead, each lane those of one
@@ -232,6 +239,36 @@ static __device__ __forceinline__ void parts_finish(const struct attention_args 
     }
 }
 
+/* By blocks that have nothing else to do: weights on their way to the L2 cache while few blocks
+ * work and memory is idle. Only where those are on half of the multiprocessors at most, and by no
+ * more blocks than there are other multiprocessors, the last ones of the grid. They wait for
+ * nothing, as weights do not change; the copy engine does not hold their threads up. */
+static __device__ __forceinline__ void weights_fetch(const struct attention_args &a,
+                                                     const struct team &t)
+{
+    uint32_t working =
+        gridDim.x * gridDim.y * a.decode_count; /* blocks of a unit's first cluster */
+    uint32_t most = gridDim.z / a.decode_count, idle, first, block, blocks;
+
+    if (2 * working > a.multiprocessors)
+        return;
+    idle = a.multiprocessors / working - 1;
+    first = idle < most ? most - idle : 1;
+    if (t.part < first)
+        return;
+    blocks = (most - first) * working;
+    block = ((blockIdx.z - first * a.decode_count) * gridDim.y + blockIdx.y) * gridDim.x + t.rank;
+#pragma unroll
+    for (uint32_t i = 0; i < AHEAD_MAX; i++) {
+        const char *data = static_cast<const char *>(a.ahead[i].data);
+        size_t bytes = a.ahead[i].bytes;
+
+        for (size_t at = (size_t)(threadIdx.x * blocks + block) * PIECE; at < bytes;
+             at += (size_t)THREADS * blocks * PIECE)
+            span_prefetch(data + at, bytes - at < PIECE ? (uint32_t)(bytes - at) : PIECE);
+    }
+}
+
 /* Shared memory: the warps' rings of tiles, over which their parts go; the inbox. ROTATE: the
  * queries and the newest key are made here. */
 template <class T, int D, bool ROTATE>
@@ -256,8 +293,10 @@ static __device__ __forceinline__ void cluster_attend(const struct attention_arg
 
     static_assert(DECODE_ROWS * PART_STRIDE(D) <= ring_floats, "a warp's part fits its ring");
     t.parts = parts_worth(end - begin, gridDim.z / a.decode_count);
-    if (t.part >= t.parts)
-        return; /* other clusters wait for the kernel before */
+    if (t.part >= t.parts) { /* other clusters wait for the kernel before */
+        weights_fetch(a, t);
+        return;
+    }
     begin += ((t.part * t.ranks + t.rank) * WARPS + warp) * WARP_KEYS;
     q.first = begin;
     q.step = t.parts * t.ranks * TILE;

@@ -166,6 +166,7 @@ static int attention_run(struct device *d, const struct op *op, struct err *err)
         return failed;
     if (rotates)
         attention_rotate(d, &qkv->pending, &a);
+    (void)weights_ahead(d, op, a.ahead, AHEAD_MAX, AHEAD_BYTES);
     if (!attention_has_tiles(m->head_dim)) {
         rc = launch_attention_any(d->stream, d->type, &a);
         return rc == cudaSuccess ? 0 : cuda_fail(d, rc, "attention", err);

@@ -65,6 +65,28 @@ int replay_add(struct device *d, const struct op *op, struct err *err)
     return 0;
 }
 
+uint32_t weights_ahead(const struct device *d, const struct op *op, struct span *out, uint32_t most,
+                       size_t budget)
+{
+    size_t offset = (uintptr_t)op - (uintptr_t)d->ops;
+    uint32_t count = 0;
+
+    if (offset >= d->ops_count * sizeof *op)
+        return 0;
+    for (op++; op < d->ops + d->ops_count && count < most && budget >= 16; op++) {
+        const struct weight *w = op->w[0];
+        size_t bytes;
+
+        if (!w || (w->kind != WEIGHT_MATRIX && w->kind != WEIGHT_GATE_UP))
+            continue;
+        bytes = (size_t)w->rows * w->cols * 2;
+        bytes = (bytes < budget ? bytes : budget) / 16 * 16;
+        out[count++] = (struct span){w->data, bytes};
+        budget -= bytes;
+    }
+    return count;
+}
+
 void replay_forget(struct device *d)
 {
     for (uint32_t i = 0; i < d->replays_count; i++)
