@@ -108,12 +108,14 @@ struct queue {
     uint32_t pages[LOOKUPS], offsets[LOOKUPS]; /* of this lane's key of each */
 };
 
-/* i'th: of the tile `ahead` of the next one; of the last key where there is none. */
+/* i'th: of the tile `ahead` of the next one, if there is one. */
 static __device__ __forceinline__ void queue_look(struct queue &q, const struct keys &s, uint32_t i,
                                                   uint32_t ahead)
 {
-    uint32_t position = q.first + ahead * q.step + threadIdx.x % WARP_KEYS, page;
+    uint32_t first = q.first + ahead * q.step, position = first + threadIdx.x % WARP_KEYS, page;
 
+    if (first >= q.end)
+        return;
     position = position < q.end ? position : q.end - 1;
     page = position / s.page_size;
     q.offsets[i] = position - page * s.page_size;
@@ -286,7 +288,7 @@ static __device__ __forceinline__ void cluster_attend(const struct attention_arg
     struct unit u = unit_of(a, blockIdx.z - t.part * a.decode_count);
     uint32_t begin = u.first / WARP_KEYS * WARP_KEYS, end = u.row.start + 1;
     bool own;
-    struct queue q;
+    struct queue q = {};
     struct query_turns<D> turns;
     struct newest<T, D> n;
     struct rows16<D> r;
@@ -312,13 +314,14 @@ static __device__ __forceinline__ void cluster_attend(const struct attention_arg
         newest_look(n, a, u);
     if (t.ranks > 1)
         exchange_open(barrier, exchange_bytes(u.heads * (D / 2) / 32, t.ranks, t.rank));
+    rows_reset(r);
     /* Keys of earlier positions are there since earlier steps, and the frame since the step's
      * upload: only the queries and the newest key, in one warp's last tile, have to be waited for.
-     */
+     * Unrolled, since handing on a page's number would wait for it. */
+#pragma unroll
     for (; turn < STAGES && (ROTATE || q.first + WARP_KEYS <= u.row.start || q.first >= end);
          turn++)
         queue_load<D>(q, u.keys, ring + turn * tile_bytes);
-    rows_reset(r);
     previous_wait();
     if (!ROTATE)
         unit_query(r, a, u, end);
