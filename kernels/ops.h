@@ -200,7 +200,7 @@ struct ops {
 
     /* qkv (T, (Hq + 2 Hkv) D): RMSNorm of each q and k head with q_norm, k_norm (1, D) unless NULL,
      * rotary embedding of q and k at the tokens' positions, k and v into the layer's KV pages. q
-     * stays in qkv. */
+     * stays in qkv until sample. */
     int (*qk_norm_rope_kv)(struct device *d, uint32_t layer, struct act *qkv,
                            const struct weight *q_norm, const struct weight *k_norm,
                            struct err *err);

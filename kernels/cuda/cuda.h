@@ -20,9 +20,10 @@
 #define UPLOAD_WORDS (2u << 20)
 #define GEMM_PLANS_MAX 512u
 #define GEMM_WORKSPACE ((size_t)64 << 20)
-#define GEMV_SMALL ((size_t)8 << 20) /* elements */
-#define GATE_UP_TOKENS 4096u         /* tokens whose gate and up are in memory at once */
-#define REPLAY_ROWS_MAX 256u         /* decode steps of more rows are launched one by one */
+#define GEMV_SMALL ((size_t)8 << 20)   /* elements */
+#define GATE_UP_TOKENS 4096u           /* tokens whose gate and up are in memory at once */
+#define AHEAD_BYTES ((size_t)24 << 20) /* of weights that attention has fetched to the L2 cache */
+#define REPLAY_ROWS_MAX 256u           /* decode steps of more rows are launched one by one */
 #define REPLAY_OPS_MAX 2048u
 #define REPLAYS_MAX 256u
 #define RESERVE_BYTES ((uint64_t)512 << 20) /* for the libraries, whatever is asked */
@@ -36,16 +37,28 @@ struct weight {
     struct weight *next;
 };
 
+enum pending_kind {
+    PENDING_NOTHING,
+    PENDING_NORM, /* data is to be the norm of residual */
+    PENDING_ROPE  /* data is qkv as its product left it */
+};
+
+/* What is still to be done (pending.c). Set when operations run, not when they are noted. */
+struct pending {
+    enum pending_kind kind;
+    uint32_t rows;
+    const struct act *residual;
+    const struct weight *norm[2]; /* the norm's; q's and k's, or NULL */
+    uint32_t layer;               /* PENDING_ROPE's */
+    bool stored;                  /* k and v are in the layer's pages */
+};
+
 struct act {
     uint32_t width;
     void *data;   /* (tokens_max, width) */
     float *wide;  /* (tokens_max, width) where width is the hidden size: the residual stream */
     bool is_wide; /* which of the two was written last */
-    /* Not NULL: data, still to be made (norm.c), is the norm of this residual with pending_norm.
-     * Set when operations run, not when they are noted. */
-    const struct act *pending;
-    const struct weight *pending_norm;
-    uint32_t pending_rows;
+    struct pending pending;
     struct act *next;
 };
 
@@ -225,6 +238,7 @@ int cuda_act_write(struct device *d, struct act *a, uint32_t tokens, const float
                    struct err *err);
 
 /* pool.c */
+char *kv_at(const struct device *d, uint32_t layer, uint32_t which); /* 0: k's pages, 1: v's */
 uint64_t cuda_page_bytes(const struct device *d, uint32_t page_size);
 uint64_t cuda_pages_max(const struct device *d, uint32_t page_size);
 int cuda_memory(const struct device *d, struct ops_memory *out, struct err *err);
@@ -272,13 +286,22 @@ void replay_begin(struct device *d);
 int replay_add(struct device *d, const struct op *op, struct err *err);
 int replay_flush(struct device *d, struct err *err); /* runs what is noted, now */
 int replay_end(struct device *d, struct err *err);   /* the list is complete */
+/* The weights of the products that follow op in the list that is being run, in their order, up to
+ * `budget` bytes: at most `most` spans, the last one may be a matrix's beginning. Returns how many;
+ * none where op is not of a list. */
+uint32_t weights_ahead(const struct device *d, const struct op *op, struct span *out, uint32_t most,
+                       size_t budget);
 void replay_forget(struct device *d); /* addresses have changed; graphs keep their memory */
 void replay_close(struct device *d);
 
-/* norm.c */
+/* pending.c */
 bool norm_pends(const struct device *d, const struct weight *w); /* behind w's product */
+bool rope_pends(const struct device *d);                         /* in this step */
 int act_ready(struct device *d, struct act *a, struct err *err); /* makes it, if it is pending */
 int acts_ready(struct device *d, struct err *err);
+/* At the end of a step or graph: makes what later steps need, forgets the rest. */
+int acts_leave(struct device *d, struct err *err);
+int act_overwrite(struct device *d, struct act *a, struct err *err); /* before all of it is */
 /* Before residual is written to: norms of it are made, but for normed, which is written too. */
 int residual_changes(struct device *d, const struct act *residual, struct act *normed,
                      struct err *err);

@@ -1,8 +1,11 @@
 /* Attention of single tokens on Hopper. The blocks of a unit are a cluster: all its warps take the
  * tiles in turn, each block hands its part of the sums to those that finish them through shared
  * memory. A long sequence is shared by several clusters, whose parts go through memory: the last
- * warp to arrive adds them up. */
-#include "kernels/cuda/attention_decode.cuh"
+ * warp to arrive adds them up.
+ *
+ * Queries may come as their product left them: every warp then makes its own of them, and the one
+ * whose tile has the newest key makes that, for its tile and for the pages. */
+#include "kernels/cuda/decode_rope.cuh"
 
 #define WARP_KEYS (TILE / WARPS)
 #define STAGES 3  /* tiles of a warp in shared memory */
@@ -10,6 +13,7 @@
 #define CLUSTER_MAX 8u
 #define SM_BLOCKS 2u /* that a multiprocessor holds: shared memory is for no more */
 #define PARTS_MAX 8u /* clusters of a unit */
+#define PIECE 4096u  /* bytes of weights that a thread asks for at once */
 
 /* What a block of a cluster is sent, in bytes: of every `ranks`th group of 32 pairs of numbers, all
  * blocks' parts, 16 bytes a pair. The first is sent most. */
@@ -90,28 +94,36 @@ static __device__ __forceinline__ void exchange_send(uint32_t to, uint32_t barri
                  : "memory");
 }
 
+/* A multiple of 16 bytes on its way to the L2 cache. */
+static __device__ __forceinline__ void span_prefetch(const void *data, uint32_t bytes)
+{
+    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(data), "r"(bytes) : "memory");
+}
+
 /* The tiles a warp has still to load. Pages are looked up a few tiles ahead, each lane those of one
  * key. */
 struct queue {
     uint32_t first, step; /* position of the next tile; from one to the next */
-    uint32_t end;
+    uint32_t end, known;  /* of the sequence; of the keys that are in the pages */
     uint32_t pages[LOOKUPS], offsets[LOOKUPS]; /* of this lane's key of each */
 };
 
-/* i'th: of the tile `ahead` of the next one; of the last key where there is none. */
+/* i'th: of the tile `ahead` of the next one, if there is one. */
 static __device__ __forceinline__ void queue_look(struct queue &q, const struct keys &s, uint32_t i,
                                                   uint32_t ahead)
 {
-    uint32_t position = q.first + ahead * q.step + threadIdx.x % WARP_KEYS, page;
+    uint32_t first = q.first + ahead * q.step, position = first + threadIdx.x % WARP_KEYS, page;
 
+    if (first >= q.end)
+        return;
     position = position < q.end ? position : q.end - 1;
     page = position / s.page_size;
     q.offsets[i] = position - page * s.page_size;
     q.pages[i] = s.pages[page];
 }
 
-/* The next tile, if there is one, to shared memory: k, then v; one group of copies. Zeros from the
- * end on, since what nobody has written may be NaN. */
+/* The next tile, if there is one, to shared memory: k, then v; one group of copies. Zeros for what
+ * is not in the pages, since what nobody has written may be NaN. */
 template <int D>
 static __device__ __forceinline__ void queue_load(struct queue &q, const struct keys &s,
                                                   uint32_t to)
@@ -128,7 +140,7 @@ static __device__ __forceinline__ void queue_load(struct queue &q, const struct 
             uint32_t key = (i * 32 + lane) / chunks, chunk = lane % chunks;
             size_t at = (size_t)__shfl_sync(0xffffffffu, own, key) * D + chunk * 8;
             uint32_t dst = to + swizzle<D>(key, chunk);
-            bool valid = q.first + key < q.end;
+            bool valid = q.first + key < q.known;
 
             copy16(dst, s.k + at, valid);
             copy16(dst + WARP_KEYS * D * 2, s.v + at, valid);
@@ -229,44 +241,94 @@ static __device__ __forceinline__ void parts_finish(const struct attention_args 
     }
 }
 
-/* Shared memory: the warps' rings of tiles, over which their parts go; the inbox. */
-template <class T, int D>
+/* By blocks that have nothing else to do: weights on their way to the L2 cache while few blocks
+ * work and memory is idle. Only where those are on half of the multiprocessors at most, and by no
+ * more blocks than there are other multiprocessors, the last ones of the grid. They wait for
+ * nothing, as weights do not change; the copy engine does not hold their threads up. */
+static __device__ __forceinline__ void weights_fetch(const struct attention_args &a,
+                                                     const struct team &t)
+{
+    uint32_t working =
+        gridDim.x * gridDim.y * a.decode_count; /* blocks of a unit's first cluster */
+    uint32_t most = gridDim.z / a.decode_count, idle, first, block, blocks;
+
+    if (2 * working > a.multiprocessors)
+        return;
+    idle = a.multiprocessors / working - 1;
+    first = idle < most ? most - idle : 1;
+    if (t.part < first)
+        return;
+    blocks = (most - first) * working;
+    block = ((blockIdx.z - first * a.decode_count) * gridDim.y + blockIdx.y) * gridDim.x + t.rank;
+#pragma unroll
+    for (uint32_t i = 0; i < AHEAD_MAX; i++) {
+        const char *data = static_cast<const char *>(a.ahead[i].data);
+        size_t bytes = a.ahead[i].bytes;
+
+        for (size_t at = (size_t)(threadIdx.x * blocks + block) * PIECE; at < bytes;
+             at += (size_t)THREADS * blocks * PIECE)
+            span_prefetch(data + at, bytes - at < PIECE ? (uint32_t)(bytes - at) : PIECE);
+    }
+}
+
+/* Shared memory: the warps' rings of tiles, over which their parts go; the inbox. ROTATE: the
+ * queries and the newest key are made here. */
+template <class T, int D, bool ROTATE>
 static __device__ __forceinline__ void cluster_attend(const struct attention_args &a)
 {
     extern __shared__ uint4 shared[];
     __shared__ uint64_t counter;
     const uint32_t tile_bytes = 2 * WARP_KEYS * D * 2, ring_floats = STAGES * tile_bytes / 4;
     uint32_t warp = threadIdx.x / 32, barrier = shared_address(&counter), turn = 0;
-    uint32_t ring = shared_address(shared) + warp * STAGES * tile_bytes;
+    char *tiles = reinterpret_cast<char *>(shared) + warp * STAGES * tile_bytes;
+    uint32_t ring = shared_address(tiles);
     float *parts = reinterpret_cast<float *>(shared);
     float4 *inbox = reinterpret_cast<float4 *>(parts + WARPS * ring_floats);
     struct team t = {blockIdx.x, gridDim.x, blockIdx.z / a.decode_count, 0};
     struct unit u = unit_of(a, blockIdx.z - t.part * a.decode_count);
     uint32_t begin = u.first / WARP_KEYS * WARP_KEYS, end = u.row.start + 1;
-    struct queue q;
+    bool own;
+    struct queue q = {};
+    struct query_turns<D> turns;
+    struct newest<T, D> n;
     struct rows16<D> r;
 
     static_assert(DECODE_ROWS * PART_STRIDE(D) <= ring_floats, "a warp's part fits its ring");
     t.parts = parts_worth(end - begin, gridDim.z / a.decode_count);
-    if (t.part >= t.parts)
-        return; /* other clusters wait for the kernel before */
+    if (t.part >= t.parts) { /* other clusters wait for the kernel before */
+        weights_fetch(a, t);
+        return;
+    }
     begin += ((t.part * t.ranks + t.rank) * WARPS + warp) * WARP_KEYS;
     q.first = begin;
     q.step = t.parts * t.ranks * TILE;
     q.end = end;
+    q.known = ROTATE ? end - 1 : end;
 #pragma unroll
     for (uint32_t i = 0; i < LOOKUPS; i++)
         queue_look(q, u.keys, i, i);
+    own = ROTATE && begin < end && (end - 1 - begin) % q.step < WARP_KEYS;
+    if (ROTATE)
+        query_look(turns, a, u);
+    if (own)
+        newest_look(n, a, u);
     if (t.ranks > 1)
         exchange_open(barrier, exchange_bytes(u.heads * (D / 2) / 32, t.ranks, t.rank));
+    rows_reset(r);
     /* Keys of earlier positions are there since earlier steps, and the frame since the step's
      * upload: only the queries and the newest key, in one warp's last tile, have to be waited for.
-     */
-    for (; turn < STAGES && (q.first + WARP_KEYS <= u.row.start || q.first >= end); turn++)
+     * Unrolled, since handing on a page's number would wait for it. */
+#pragma unroll
+    for (; turn < STAGES && (ROTATE || q.first + WARP_KEYS <= u.row.start || q.first >= end);
+         turn++)
         queue_load<D>(q, u.keys, ring + turn * tile_bytes);
-    rows_reset(r);
     previous_wait();
-    unit_query(r, a, u, end);
+    if (!ROTATE)
+        unit_query(r, a, u, end);
+    else if (own)
+        unit_rotate<T, D, true>(r, n, turns, a, u, end);
+    else
+        unit_rotate<T, D, false>(r, n, turns, a, u, end);
     for (; turn < STAGES; turn++)
         queue_load<D>(q, u.keys, ring + turn * tile_bytes);
     turn = 0;
@@ -275,6 +337,12 @@ static __device__ __forceinline__ void cluster_attend(const struct attention_arg
 
         copies_wait<STAGES - 1>();
         __syncwarp();
+        if (own && end - p <= WARP_KEYS) {
+            char *tile = tiles + turn * tile_bytes;
+
+            newest_put(n, tile, tile + tile_bytes / 2, end - 1 - p);
+            __syncwarp();
+        }
         rows_attend<T, D, WARP_KEYS>(r, here, here + tile_bytes / 2, p, a.scale * LOG2E);
         __syncwarp();
         queue_load<D>(q, u.keys, here);
@@ -296,12 +364,12 @@ static __device__ __forceinline__ void cluster_attend(const struct attention_arg
 
 /* Grid: (blocks of a cluster, units of a row, clusters of a unit * rows): the first clusters of all
  * units come before the others, which most lengths leave nothing to do. */
-template <class T, int D>
+template <class T, int D, bool ROTATE>
 __global__ void __launch_bounds__(THREADS, SM_BLOCKS) cluster_kernel(struct attention_args a)
 {
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
     next_start();
-    cluster_attend<T, D>(a);
+    cluster_attend<T, D, ROTATE>(a);
 #endif
 }
 
@@ -317,32 +385,35 @@ template <class T, int D>
 static cudaError_t launch_clusters(cudaStream_t s, const struct attention_args *a, uint32_t units)
 {
     uint32_t group = a->heads / a->kv_heads, rows = group < DECODE_ROWS ? group : DECODE_ROWS;
-    uint32_t room = SM_BLOCKS * a->multiprocessors, ranks = CLUSTER_MAX, parts;
+    uint32_t room = (getenv("SK_C") ? atoi(getenv("SK_C")) : SM_BLOCKS) * a->multiprocessors, ranks = CLUSTER_MAX, parts;
 
     while (ranks > 1 && units * ranks > room)
         ranks /= 2;
     parts = room / (units * ranks);
     parts = parts < 1 ? 1 : parts > PARTS_MAX ? PARTS_MAX : parts;
-    return launch_clustered(cluster_kernel<T, D>,
+    return launch_clustered(a->rope ? cluster_kernel<T, D, true> : cluster_kernel<T, D, false>,
                             dim3(ranks, units / a->decode_count, parts * a->decode_count), ranks,
                             THREADS, cluster_bytes<D>(rows * (D / 2) / 32, ranks), s, *a);
 }
 
-template <class T, int D> static cudaError_t kernel_setup(void)
+template <class T, int D> static cudaError_t kernels_setup(void)
 {
-    return cudaFuncSetAttribute(cluster_kernel<T, D>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                (int)cluster_bytes<D>(DECODE_ROWS * (D / 2) / 32, CLUSTER_MAX));
+    const cudaFuncAttribute most = cudaFuncAttributeMaxDynamicSharedMemorySize;
+    int bytes = (int)cluster_bytes<D>(DECODE_ROWS * (D / 2) / 32, CLUSTER_MAX);
+    cudaError_t rc = cudaFuncSetAttribute(cluster_kernel<T, D, false>, most, bytes);
+
+    return rc == cudaSuccess ? cudaFuncSetAttribute(cluster_kernel<T, D, true>, most, bytes) : rc;
 }
 
 cudaError_t decode_hopper_setup(void)
 {
-    cudaError_t rc = kernel_setup<__nv_bfloat16, 64>();
+    cudaError_t rc = kernels_setup<__nv_bfloat16, 64>();
 
     if (rc == cudaSuccess)
-        rc = kernel_setup<__nv_bfloat16, 128>();
+        rc = kernels_setup<__nv_bfloat16, 128>();
     if (rc == cudaSuccess)
-        rc = kernel_setup<__half, 64>();
-    return rc == cudaSuccess ? kernel_setup<__half, 128>() : rc;
+        rc = kernels_setup<__half, 64>();
+    return rc == cudaSuccess ? kernels_setup<__half, 128>() : rc;
 }
 
 template <class T>
@@ -358,4 +429,11 @@ cudaError_t launch_decode_hopper(cudaStream_t s, enum half_type t, const struct 
 {
     return t == HALF_BF16 ? launch_clusters_of<__nv_bfloat16>(s, a, units)
                           : launch_clusters_of<__half>(s, a, units);
+}
+
+int attention_rotates(uint32_t head_dim)
+{
+    static const bool hopper = chains();
+
+    return hopper && attention_has_tiles(head_dim);
 }

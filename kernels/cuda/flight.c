@@ -55,7 +55,10 @@ int flight_close(struct device *d, struct err *err)
     struct flight *f = flight_newest(d);
     const struct sample_args *a = &d->sample;
     cudaError_t rc = cudaSuccess;
+    int failed = acts_leave(d, err);
 
+    if (failed)
+        return failed;
     f->count = d->sampled ? d->results_asked : 0;
     f->open = d->nccl && d->any_open;
     if (f->count)

@@ -6,7 +6,7 @@
 
 #include <stdlib.h>
 
-#define AHEAD_BYTES (64u << 10) /* of a block */
+#define SPARE_BYTES (64u << 10) /* of a block */
 
 int blas_fail(const struct device *d, cublasStatus_t rc, const char *what, uint32_t m, uint32_t n,
               uint32_t k, struct err *err)
@@ -99,7 +99,7 @@ cudaError_t skinny_run(const struct device *d, enum gemv_out out, uint32_t n, ui
         .y_stride = y_stride,
         .multiprocessors = (uint32_t)d->multiprocessors,
         .ahead = follows_sum(d, k)
-                     ? (getenv("SK_PRE") ? (uint32_t)atoi(getenv("SK_PRE")) << 10 : AHEAD_BYTES)
+                     ? (getenv("SK_PRE") ? (uint32_t)atoi(getenv("SK_PRE")) << 10 : SPARE_BYTES)
                      : 0};
 
     return launch_skinny(d->stream, d->type, out, &p);
@@ -245,10 +245,10 @@ int gemv(struct device *d, enum gemv_out out, const struct act *x, const struct 
                           .eps = d->model.norm_eps};
     cudaError_t rc;
 
-    if (x->pending) {
+    if (x->pending.kind == PENDING_NORM) {
         a.x = NULL;
-        a.residual = x->pending->wide;
-        a.norm = x->pending_norm->wide;
+        a.residual = x->pending.residual->wide;
+        a.norm = x->pending.norm[0]->wide;
     }
     rc = launch_gemv(d->stream, d->type, out, &a);
     return rc == cudaSuccess ? 0 : cuda_fail(d, rc, "matrix-vector product", err);

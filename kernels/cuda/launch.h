@@ -176,11 +176,24 @@ cudaError_t skinny_setup(void); /* once a device */
 cudaError_t launch_skinny(cudaStream_t s, enum half_type type, enum gemv_out out,
                           const struct skinny_product *p);
 
+/* Device memory that is read only: multiples of 16 bytes. */
+struct span {
+    const void *data;
+    size_t bytes;
+};
+
+#define AHEAD_MAX 3u /* matrices of a layer behind attention */
+
 /* attention.cu, attention_decode.cu, decode_hopper.cu */
 struct attention_args {
     const void *qkv;
     void *out;
-    const void *k, *v;
+    void *k, *v; /* the layer's pages */
+    /* Not NULL, where attention_rotates and for single tokens alone: what launch_qk_norm_rope_kv
+     * would do is left to the kernel, which writes k and v of the new tokens, but not q. */
+    const float *rope;
+    const float *q_norm, *k_norm; /* or NULL */
+    float eps;
     const struct frame_row *rows;
     const uint32_t *slot_pages;
     const struct frame_tile *tiles;              /* prefill */
@@ -194,8 +207,12 @@ struct attention_args {
     uint32_t tile_rows; /* prefill: of a tile; it chooses the kernel */
     uint32_t window;
     float scale; /* positive */
+    /* What is read next, or no bytes: a kernel that leaves most of the GPU idle may have it on its
+     * way to the L2 cache. */
+    struct span ahead[AHEAD_MAX];
 };
 int attention_has_tiles(uint32_t head_dim); /* whether tensor-core kernels exist for it */
+int attention_rotates(uint32_t head_dim);   /* whether decode attention can, on this device */
 cudaError_t attention_setup(void);          /* once a device */
 cudaError_t launch_attention_prefill(cudaStream_t s, enum half_type t,
                                      const struct attention_args *a);

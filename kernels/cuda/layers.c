@@ -2,6 +2,8 @@
  * the one named _run: at once, or when a list of them is run (replay.c). */
 #include "kernels/cuda/cuda.h"
 
+#include <stdlib.h>
+
 /* [scratch (T, H): this rank's part] to residual and normed. */
 static int reduce_norm(struct device *d, const struct weight *norm, struct act *residual,
                        struct act *normed, bool fresh, struct err *err)
@@ -50,13 +52,15 @@ static int linear_run(struct device *d, const struct op *op, struct err *err)
     const struct weight *w = op->w[0], *bias = op->w[1];
     struct act *x = op->a[0], *out = op->a[1];
     uint32_t m = d->tokens_count;
-    int rc = gemv_suits(w, m) ? 0 : act_ready(d, x, err);
+    bool norm = x->pending.kind == PENDING_NORM && gemv_suits(w, m);
+    int rc = norm ? 0 : act_ready(d, x, err);
 
     if (!rc)
-        rc = x->pending ? gemv(d, GEMV_HALF, x, w, bias, out->data, out->width, err)
-                        : gemm(d, x->data, m, w, bias, out->data, out->width, false, err);
-    out->pending = NULL;
-    return rc;
+        rc = act_overwrite(d, out, err);
+    if (rc)
+        return rc;
+    return norm ? gemv(d, GEMV_HALF, x, w, bias, out->data, out->width, err)
+                : gemm(d, x->data, m, w, bias, out->data, out->width, false, err);
 }
 
 int cuda_linear(struct device *d, const struct act *x, const struct weight *w,
@@ -75,14 +79,6 @@ int cuda_linear(struct device *d, const struct act *x, const struct weight *w,
     return replay_add(d, &op, err);
 }
 
-static char *kv_at(const struct device *d, uint32_t layer, uint32_t which)
-{
-    const struct ops_model *m = &d->model;
-    size_t pool = ((size_t)d->num_pages + 1) * m->kv_heads * d->page_size * m->head_dim * 2;
-
-    return d->kv + ((size_t)layer * 2 + which) * pool;
-}
-
 static int qkv_check(const struct device *d, uint32_t layer, const struct act *qkv, struct err *err)
 {
     const struct ops_model *m = &d->model;
@@ -94,33 +90,16 @@ static int qkv_check(const struct device *d, uint32_t layer, const struct act *q
 
 static int qk_norm_rope_kv_run(struct device *d, const struct op *op, struct err *err)
 {
-    const struct ops_model *m = &d->model;
-    struct kv_args a = {
-        .qkv = op->a[0]->data,
-        .q_norm = op->w[0] ? op->w[0]->wide : NULL,
-        .k_norm = op->w[1] ? op->w[1]->wide : NULL,
-        .rope = d->rope,
-        .k = kv_at(d, (uint32_t)op->layer, 0),
-        .v = kv_at(d, (uint32_t)op->layer, 1),
-        .token_slot = d->frame.token_slot,
-        .token_position = d->frame.token_position,
-        .slot_pages = d->slot_pages,
-        .tokens = d->tokens_count,
-        .stride = op->a[0]->width,
-        .heads = m->heads,
-        .kv_heads = m->kv_heads,
-        .head_dim = m->head_dim,
-        .page_size = d->page_size,
-        .pages_per_slot = d->pages_per_slot,
-        .eps = m->norm_eps,
-    };
-    int failed = act_ready(d, op->a[0], err);
-    cudaError_t rc;
+    struct act *qkv = op->a[0];
+    int rc = act_ready(d, qkv, err);
 
-    if (failed)
-        return failed;
-    rc = launch_qk_norm_rope_kv(d->stream, d->type, &a);
-    return rc == cudaSuccess ? 0 : cuda_fail(d, rc, "rotary embedding", err);
+    if (rc)
+        return rc;
+    qkv->pending = (struct pending){.kind = PENDING_ROPE,
+                                    .rows = d->tokens_count,
+                                    .norm = {op->w[0], op->w[1]},
+                                    .layer = (uint32_t)op->layer};
+    return rope_pends(d) ? 0 : act_ready(d, qkv, err);
 }
 
 int cuda_qk_norm_rope_kv(struct device *d, uint32_t layer, struct act *qkv,
@@ -136,11 +115,23 @@ int cuda_qk_norm_rope_kv(struct device *d, uint32_t layer, struct act *qkv,
     return replay_add(d, &op, err);
 }
 
+/* With the rotation that is left to decode attention, if it is. */
+static void attention_rotate(const struct device *d, const struct pending *p,
+                             struct attention_args *a)
+{
+    a->rope = d->rope;
+    a->q_norm = p->norm[0] ? p->norm[0]->wide : NULL;
+    a->k_norm = p->norm[1] ? p->norm[1]->wide : NULL;
+    a->eps = d->model.norm_eps;
+}
+
 static int attention_run(struct device *d, const struct op *op, struct err *err)
 {
     const struct ops_model *m = &d->model;
+    struct act *qkv = op->a[0];
+    bool rotates = qkv->pending.kind == PENDING_ROPE && qkv->pending.layer == op->layer;
     struct attention_args a = {
-        .qkv = op->a[0]->data,
+        .qkv = qkv->data,
         .out = op->a[1]->data,
         .k = kv_at(d, (uint32_t)op->layer, 0),
         .v = kv_at(d, (uint32_t)op->layer, 1),
@@ -156,7 +147,7 @@ static int attention_run(struct device *d, const struct op *op, struct err *err)
         .tile_count = d->tiles_count,
         .decode_count = d->decode_count,
         .multiprocessors = (uint32_t)d->multiprocessors,
-        .qkv_stride = op->a[0]->width,
+        .qkv_stride = qkv->width,
         .out_stride = op->a[1]->width,
         .heads = m->heads,
         .kv_heads = m->kv_heads,
@@ -169,11 +160,17 @@ static int attention_run(struct device *d, const struct op *op, struct err *err)
         .scale = m->attention_scale,
     };
     cudaError_t rc = cudaSuccess;
-    int failed = act_ready(d, op->a[0], err);
+    int failed = rotates ? 0 : act_ready(d, qkv, err);
 
+    if (!failed)
+        failed = act_overwrite(d, op->a[1], err);
     if (failed)
         return failed;
-    op->a[1]->pending = NULL;
+    if (rotates)
+        attention_rotate(d, &qkv->pending, &a);
+    (void)weights_ahead(d, op, a.ahead, AHEAD_MAX,
+                        getenv("PHX_AHEAD_MB") ? (size_t)atoi(getenv("PHX_AHEAD_MB")) << 20
+                                               : AHEAD_BYTES);
     if (!attention_has_tiles(m->head_dim)) {
         rc = launch_attention_any(d->stream, d->type, &a);
         return rc == cudaSuccess ? 0 : cuda_fail(d, rc, "attention", err);
@@ -182,6 +179,7 @@ static int attention_run(struct device *d, const struct op *op, struct err *err)
         rc = launch_attention_decode(d->stream, d->type, &a);
     if (d->tiles_count && rc == cudaSuccess)
         rc = launch_attention_prefill(d->stream, d->type, &a);
+    qkv->pending.stored = rotates;
     return rc == cudaSuccess ? 0 : cuda_fail(d, rc, "attention", err);
 }
 
@@ -213,9 +211,8 @@ static int linear_reduce_norm_run(struct device *d, const struct op *op, struct 
     if (rc)
         return rc;
     if (norm_pends(d, w)) {
-        normed->pending = residual;
-        normed->pending_norm = norm;
-        normed->pending_rows = d->tokens_count;
+        normed->pending = (struct pending){
+            .kind = PENDING_NORM, .rows = d->tokens_count, .residual = residual, .norm = {norm}};
         return gemv(d, GEMV_RESIDUAL, x, w, NULL, residual->wide, residual->width, err);
     }
     rc = gemm(d, x->data, d->tokens_count, w, NULL, d->scratch, d->model.hidden, false, err);
@@ -247,18 +244,16 @@ static int gate_up_silu_run(struct device *d, const struct op *op, struct err *e
     const struct weight *w = op->w[0];
     struct act *x = op->a[0], *out = op->a[1];
     uint32_t n = w->rows / 2, most = GATE_UP_TOKENS;
-    int failed;
+    bool suits = gemv_suits(w, d->tokens_count);
+    int failed = suits && x->pending.kind == PENDING_NORM ? 0 : act_ready(d, x, err);
     cudaError_t rc;
 
-    if (gemv_suits(w, d->tokens_count)) {
-        failed = gemv(d, GEMV_SILU, x, w, NULL, out->data, out->width, err);
-        out->pending = NULL;
-        return failed;
-    }
-    failed = act_ready(d, x, err);
+    if (!failed)
+        failed = act_overwrite(d, out, err);
     if (failed)
         return failed;
-    out->pending = NULL;
+    if (suits)
+        return gemv(d, GEMV_SILU, x, w, NULL, out->data, out->width, err);
     if (gemm_silu(d, x, d->tokens_count, w, out, &failed, err))
         return failed;
     for (uint32_t t = 0; t < d->tokens_count; t += most) {

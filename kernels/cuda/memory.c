@@ -337,17 +337,12 @@ int cuda_act_new(struct device *d, uint32_t width, struct act **out, struct err 
     return rc;
 }
 
-/* What is asked for so far has happened; tokens are within bounds. */
+/* What is asked for so far is queued; tokens are within bounds. */
 static int act_settle(struct device *d, uint32_t tokens, struct err *err)
 {
-    int rc;
-
     if (tokens > d->tokens_max)
         return err_set(err, ERR_INVALID, "%u tokens of activations of %u", tokens, d->tokens_max);
-    rc = replay_flush(d, err);
-    if (!rc)
-        rc = acts_ready(d, err);
-    return rc ? rc : cuda_wait(d, err);
+    return replay_flush(d, err);
 }
 
 int cuda_act_read(struct device *d, const struct act *a, uint32_t tokens, float *out,
@@ -358,6 +353,10 @@ int cuda_act_read(struct device *d, const struct act *a, uint32_t tokens, float 
     cudaError_t copied;
     int rc = act_settle(d, tokens, err);
 
+    if (!rc)
+        rc = act_ready(d, (struct act *)(uintptr_t)a, err);
+    if (!rc)
+        rc = cuda_wait(d, err);
     if (rc)
         return rc;
     if (a->is_wide) {
@@ -381,6 +380,10 @@ int cuda_act_write(struct device *d, struct act *a, uint32_t tokens, const float
     cudaError_t copied = cudaSuccess;
     int rc = act_settle(d, tokens, err);
 
+    if (!rc)
+        rc = residual_changes(d, a, a, err);
+    if (!rc)
+        rc = cuda_wait(d, err);
     if (rc)
         return rc;
     half = mem_array(n, sizeof *half);

@@ -4,6 +4,14 @@
 
 #include <string.h>
 
+char *kv_at(const struct device *d, uint32_t layer, uint32_t which)
+{
+    const struct ops_model *m = &d->model;
+    size_t pool = ((size_t)d->num_pages + 1) * m->kv_heads * d->page_size * m->head_dim * 2;
+
+    return d->kv + ((size_t)layer * 2 + which) * pool;
+}
+
 uint64_t cuda_page_bytes(const struct device *d, uint32_t page_size)
 {
     const struct ops_model *m = &d->model;

@@ -37,13 +37,15 @@ static int run_all(struct device *d, struct err *err)
         if (rc)
             return rc;
     }
-    return acts_ready(d, err);
+    return 0;
 }
 
 int replay_flush(struct device *d, struct err *err)
 {
     int rc = d->deferring ? run_all(d, err) : 0;
 
+    if (!rc && d->deferring)
+        rc = acts_ready(d, err);
     d->deferring = false;
     d->ops_count = 0;
     return rc;
@@ -61,6 +63,28 @@ int replay_add(struct device *d, const struct op *op, struct err *err)
         return op->run(d, op, err);
     d->ops[d->ops_count++] = *op;
     return 0;
+}
+
+uint32_t weights_ahead(const struct device *d, const struct op *op, struct span *out, uint32_t most,
+                       size_t budget)
+{
+    size_t offset = (uintptr_t)op - (uintptr_t)d->ops;
+    uint32_t count = 0;
+
+    if (offset >= d->ops_count * sizeof *op)
+        return 0;
+    for (op++; op < d->ops + d->ops_count && count < most && budget >= 16; op++) {
+        const struct weight *w = op->w[0];
+        size_t bytes;
+
+        if (!w || (w->kind != WEIGHT_MATRIX && w->kind != WEIGHT_GATE_UP))
+            continue;
+        bytes = (size_t)w->rows * w->cols * 2;
+        bytes = (bytes < budget ? bytes : budget) / 16 * 16;
+        out[count++] = (struct span){w->data, bytes};
+        budget -= bytes;
+    }
+    return count;
 }
 
 void replay_forget(struct device *d)
@@ -127,6 +151,8 @@ static int capture(struct device *d, struct replay *r, struct err *err)
     if (rc != cudaSuccess)
         return cuda_fail(d, rc, "graph capture", err);
     failed = run_all(d, err);
+    if (!failed)
+        failed = acts_leave(d, err);
     ended = cudaStreamEndCapture(d->stream, &graph);
     if (!failed && ended == cudaSuccess)
         ended = instantiate(r, graph);

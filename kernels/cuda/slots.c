@@ -312,8 +312,6 @@ static int step_start(struct device *d, struct err *err)
         return cuda_fail(d, set, "step", err);
     rc = flight_begin(d, err);
     if (!rc)
-        rc = acts_ready(d, err);
-    if (!rc)
         rc = frame_upload(d, err);
     return rc || !d->tokens_count ? rc : replay_add(d, &prepare, err);
 }

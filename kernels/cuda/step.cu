@@ -1,5 +1,6 @@
 /* The small kernels of a step: upload, embedding, norms, activation, rotary embedding. */
 #include "kernels/cuda/norm.cuh"
+#include "kernels/cuda/rope.cuh"
 
 __global__ void patches_kernel(const uint32_t *staging, const struct patch *patches)
 {
@@ -212,7 +213,8 @@ template <class T> __global__ void qk_norm_rope_kv_kernel(struct kv_args a)
     bool is_q = h < a.heads, is_v = h >= a.heads + a.kv_heads;
     const float *norm = is_v ? NULL : is_q ? a.q_norm : a.k_norm;
     T *x = static_cast<T *>(a.qkv) + (size_t)t * a.stride + (size_t)h * a.head_dim, *out = x;
-    float2 turn[ROPE_PAIRS], weight[ROPE_PAIRS], v[ROPE_PAIRS];
+    float4 turn[ROPE_PAIRS];
+    float2 v[ROPE_PAIRS];
     float scale = 1.0f, sum = 0.0f;
 
     next_start();
@@ -228,13 +230,13 @@ template <class T> __global__ void qk_norm_rope_kv_kernel(struct kv_args a)
 #pragma unroll
     for (uint32_t k = 0; k < ROPE_PAIRS; k++) {
         uint32_t i = lane + 32 * k;
+        float2 angle = make_float2(1.0f, 0.0f), weight = make_float2(1.0f, 1.0f);
 
-        turn[k] = make_float2(1.0f, 0.0f);
-        weight[k] = make_float2(1.0f, 1.0f);
         if (i < half && !is_v)
-            turn[k] = reinterpret_cast<const float2 *>(a.rope)[(size_t)t * half + i];
+            angle = reinterpret_cast<const float2 *>(a.rope)[(size_t)t * half + i];
         if (i < half && norm)
-            weight[k] = make_float2(norm[i], norm[i + half]);
+            weight = make_float2(norm[i], norm[i + half]);
+        turn[k] = pair_turn(angle, weight);
     }
     previous_wait();
     if (warp / all >= a.tokens)
@@ -245,18 +247,18 @@ template <class T> __global__ void qk_norm_rope_kv_kernel(struct kv_args a)
 
         v[k] = i < half ? make_float2(ops::widen(x[i]), ops::widen(x[i + half]))
                         : make_float2(0.0f, 0.0f);
-        sum += v[k].x * v[k].x + v[k].y * v[k].y;
+        sum += pair_squares(v[k]);
     }
     if (norm)
-        scale = rsqrtf(warp_sum(sum) / (float)a.head_dim + a.eps);
+        scale = head_scale(head_sum(sum), a.head_dim, a.eps);
 #pragma unroll
     for (uint32_t k = 0; k < ROPE_PAIRS; k++) {
         uint32_t i = lane + 32 * k;
-        float lo = v[k].x * (scale * weight[k].x), hi = v[k].y * (scale * weight[k].y);
+        float2 y = is_v ? v[k] : pair_rotate(v[k], turn[k], scale);
 
         if (i < half) {
-            out[i] = ops::narrow(is_v ? lo : lo * turn[k].x - hi * turn[k].y);
-            out[i + half] = ops::narrow(is_v ? hi : hi * turn[k].x + lo * turn[k].y);
+            out[i] = ops::narrow(y.x);
+            out[i + half] = ops::narrow(y.y);
         }
     }
 }

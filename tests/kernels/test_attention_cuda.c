@@ -75,6 +75,7 @@ static const struct shape prompt_shapes[] = {
 #define PROMPT_SHAPES (sizeof prompt_shapes / sizeof *prompt_shapes)
 
 static const uint32_t windows[] = {0, 1, 7, 16, 64, 100, 128, 300, 600, 4000};
+#define WINDOWS (sizeof windows / sizeof *windows)
 
 /* The pages that a scene is about to use hold what a kernel must not read. */
 static void pages_poison(struct pair *p, const struct lengths *scene, struct both_acts *qkv)
@@ -83,7 +84,7 @@ static void pages_poison(struct pair *p, const struct lengths *scene, struct bot
     uint32_t tokens[512] = {0};
 
     for (uint32_t i = 0; i < SLOTS && scene[i].count; i++)
-        pages += (scene[i].start + scene[i].count + 40 + size - 1) / size;
+        pages += (scene[i].start + scene[i].count + 1 + 40 + size - 1) / size;
     for (uint32_t at = 0; at < pages; at += each) {
         uint32_t n = pages - at < each ? pages - at : each;
         struct ops_row row = {.slot = 0, .count = n * size};
@@ -101,6 +102,7 @@ static void pages_poison(struct pair *p, const struct lengths *scene, struct bot
     }
 }
 
+/* Slots as long as the scene's rows and a token more, and what is before the rows. */
 static uint32_t scene_open(struct pair *p, const struct lengths *scene, struct both_acts *qkv,
                            const struct both_weights *q_norm, const struct both_weights *k_norm,
                            struct ops_row *rows)
@@ -109,7 +111,7 @@ static uint32_t scene_open(struct pair *p, const struct lengths *scene, struct b
 
     pages_poison(p, scene, qkv);
     for (; count < SLOTS && scene[count].count; count++)
-        slot_fill(p, count, scene[count].start + scene[count].count, 0, &greedy);
+        slot_fill(p, count, scene[count].start + scene[count].count + 1, 0, &greedy);
     for (uint32_t i = 0; i < count; i++) {
         for (uint32_t at = 0; at < scene[i].start;) {
             uint32_t n = scene[i].start - at < 256 ? scene[i].start - at : 256;
@@ -129,14 +131,15 @@ static uint32_t scene_open(struct pair *p, const struct lengths *scene, struct b
     return count;
 }
 
-/* Every window, each twice: the second time to the same bits. */
+/* Every window, each twice: the second time to the same bits. seen (windows, tokens, width), or
+ * NULL: what CUDA made of them. */
 static void attention_compare(struct pair *p, const struct both_acts *qkv, struct both_acts *out,
-                              uint32_t tokens, struct worst *worst)
+                              uint32_t tokens, struct worst *worst, float *seen)
 {
     size_t n = (size_t)tokens * out->width;
     float *first = mem_array(2 * n, sizeof *first), *again = first + n;
 
-    for (size_t i = 0; i < sizeof windows / sizeof *windows; i++) {
+    for (size_t i = 0; i < WINDOWS; i++) {
         act_poison(p, out, tokens);
         for (int b = 0; b < 2; b++)
             must(p->ops[b]->attention(p->device[b], 1, qkv->a[b], windows[i], out->a[b], &err));
@@ -146,6 +149,8 @@ static void attention_compare(struct pair *p, const struct both_acts *qkv, struc
         must(p->ops[1]->attention(p->device[1], 1, qkv->a[1], windows[i], out->a[1], &err));
         must(p->ops[1]->act_read(p->device[1], out->a[1], tokens, again, &err));
         assert_memory_equal(first, again, n * sizeof *first);
+        if (seen)
+            memcpy(seen + i * n, first, n * sizeof *first);
     }
     free(first);
 }
@@ -175,7 +180,7 @@ static void scenes_compare(struct pair *p, const struct lengths (*scene)[SLOTS],
                                             norms ? k_norm.w[b] : NULL, &err));
         /* q alone stays in qkv; k and v are seen through attention. */
         cols_compare(p, &qkv, tokens, s->heads * s->head_dim, w_rope, LIMIT);
-        attention_compare(p, &qkv, &out, tokens, w_attention);
+        attention_compare(p, &qkv, &out, tokens, w_attention, NULL);
         step_end(p);
         slots_clear(p, n);
     }
@@ -218,6 +223,74 @@ static void test_prompts(void **state)
     print_message("errors: attention over prompts %.1e\n", w_attention.error);
 }
 
+/* When q is looked at: what is left to attention is then done by the kernel of its own. */
+enum look { LOOK_NOT, LOOK_BEFORE, LOOK_BEHIND };
+
+struct rope {
+    struct both_weights q_norm, k_norm;
+    bool norms;
+    struct worst *w_rope, *w_attention;
+};
+
+/* A step of single tokens with the numbers x. */
+static void single_step(struct pair *p, const struct ops_row *rows, uint32_t n,
+                        const struct rope *rope, const struct both_acts *qkv, struct both_acts *out,
+                        const float *x, enum look look, float *seen)
+{
+    step_begin(p, rows, n);
+    for (int b = 0; b < 2; b++) {
+        must(p->ops[b]->act_write(p->device[b], qkv->a[b], n, x, &err));
+        must(p->ops[b]->qk_norm_rope_kv(p->device[b], 1, qkv->a[b],
+                                        rope->norms ? rope->q_norm.w[b] : NULL,
+                                        rope->norms ? rope->k_norm.w[b] : NULL, &err));
+    }
+    if (look == LOOK_BEFORE)
+        cols_compare(p, qkv, n, out->width, rope->w_rope, LIMIT);
+    attention_compare(p, qkv, out, n, rope->w_attention, seen);
+    if (look == LOOK_BEHIND)
+        cols_compare(p, qkv, n, out->width, rope->w_rope, LIMIT);
+    step_end(p);
+}
+
+/* Each scene of single tokens and the tokens that follow, which see what the first left in the
+ * pages; once with norm and rotation left to attention, once not, to the same bits. */
+static void singles_compare(struct pair *p, const struct lengths (*scene)[SLOTS], size_t count,
+                            struct worst *w_rope, struct worst *w_attention)
+{
+    const enum look looks[4] = {LOOK_NOT, LOOK_BEHIND, LOOK_BEFORE, LOOK_BEFORE};
+    const struct shape *s = &p->shape;
+    struct rope rope = {.q_norm = weight_make(p, WEIGHT_VECTOR, 1, s->head_dim, 0.5f, 1.0f),
+                        .k_norm = weight_make(p, WEIGHT_VECTOR, 1, s->head_dim, 0.5f, 1.0f),
+                        .w_rope = w_rope,
+                        .w_attention = w_attention};
+    struct both_acts qkv = act_make(p, (s->heads + 2 * s->kv_heads) * s->head_dim);
+    struct both_acts out = act_make(p, s->heads * s->head_dim);
+
+    for (size_t k = 0; k < count; k++) {
+        struct ops_row rows[SLOTS];
+        uint32_t n;
+        size_t in, outs;
+        float *x, *seen;
+
+        rope.norms = (s->heads + k) % 2 == 0;
+        n = scene_open(p, scene[k], &qkv, rope.norms ? &rope.q_norm : NULL,
+                       rope.norms ? &rope.k_norm : NULL, rows);
+        in = (size_t)n * qkv.width;
+        outs = WINDOWS * n * out.width;
+        x = random_array(&p->random, 2 * in, 2.0f);
+        seen = mem_array(4 * outs, sizeof *seen);
+        for (uint32_t i = 0; i < 4; i++) {
+            for (uint32_t r = 0; r < n; r++)
+                rows[r].start = scene[k][r].start + i % 2;
+            single_step(p, rows, n, &rope, &qkv, &out, x + i % 2 * in, looks[i], seen + i * outs);
+        }
+        assert_memory_equal(seen, seen + 2 * outs, 2 * outs * sizeof *seen);
+        free(x);
+        free(seen);
+        slots_clear(p, n);
+    }
+}
+
 /* Heads a KV head from 1 to 32, units from 1 to more than the GPU takes at once. */
 static const struct shape decode_shapes[] = {
     {64, 8, 8, 64, 64, 64, 16, DTYPE_BF16},  {64, 16, 8, 128, 64, 64, 16, DTYPE_BF16},
@@ -240,10 +313,10 @@ static void test_decode(void **state)
             skip();
         (void)weight_make(&p, WEIGHT_MATRIX, 8, s->hidden, 1.0f, 0.0f); /* tells the type */
         pair_pool(&p, 256, far ? 5100 : 800);
-        scenes_compare(&p, singles, sizeof singles / sizeof *singles, &w_rope, &w_attention);
+        singles_compare(&p, singles, sizeof singles / sizeof *singles, &w_rope, &w_attention);
         if (far)
-            scenes_compare(&p, long_singles, sizeof long_singles / sizeof *long_singles, &w_rope,
-                           &w_attention);
+            singles_compare(&p, long_singles, sizeof long_singles / sizeof *long_singles, &w_rope,
+                            &w_attention);
         pair_close(&p);
     }
     print_message("errors: qk_norm_rope_kv %.1e attention of single tokens %.1e\n", w_rope.error,
