@@ -22,7 +22,7 @@
 #define GEMM_WORKSPACE ((size_t)64 << 20)
 #define GEMV_SMALL ((size_t)8 << 20)   /* elements */
 #define GATE_UP_TOKENS 4096u           /* tokens whose gate and up are in memory at once */
-#define AHEAD_BYTES ((size_t)24 << 20) /* of weights that attention has fetched to the L2 cache */
+#define AHEAD_BYTES ((size_t)8 << 20)  /* of weights that attention has fetched to the L2 cache */
 #define REPLAY_ROWS_MAX 256u           /* decode steps of more rows are launched one by one */
 #define REPLAY_OPS_MAX 2048u
 #define REPLAYS_MAX 256u
@@ -78,16 +78,13 @@ struct upload {
     cudaEvent_t done; /* the device has read it */
 };
 
-enum product_way { BY_BLAS, BY_SKINNY, BY_GEMV, PRODUCT_WAYS };
-
 struct gemm_plan {
     uint32_t n, k, m_max, y_stride;
     bool wide, bias;
-    enum product_way way;
     const struct weight *like; /* a matrix of that shape */
     cublasLtMatmulDesc_t desc;
     cublasLtMatrixLayout_t w, x, y;
-    cublasLtMatmulAlgo_t algo; /* cuBLASLt's best, also where another way is better */
+    cublasLtMatmulAlgo_t algo;
 };
 
 /* An operation as asked for; zeroed before it is filled, since lists are compared as bytes. */
@@ -315,8 +312,8 @@ int gemm_open(struct device *d, struct err *err);
 void gemm_close(struct device *d);
 int gemm(struct device *d, const void *x, uint32_t m, const struct weight *w,
          const struct weight *bias, void *y, uint32_t y_stride, bool wide, struct err *err);
-/* out (m, w->rows / 2) = silu(gate) * up, in one kernel, where that is as good as cuBLASLt, and
- * true; x is not pending. */
+/* out (m, w->rows / 2) = silu(gate) * up, in one kernel; true where one is for so few rows. x is
+ * not pending, nor do so few rows suit gemv. */
 bool gemm_silu(struct device *d, const struct act *x, uint32_t m, const struct weight *w,
                struct act *out, int *rc, struct err *err);
 /* Forgets what was noted (plans_noted) and chooses, for each of those products, an algorithm for

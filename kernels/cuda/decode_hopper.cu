@@ -385,7 +385,7 @@ template <class T, int D>
 static cudaError_t launch_clusters(cudaStream_t s, const struct attention_args *a, uint32_t units)
 {
     uint32_t group = a->heads / a->kv_heads, rows = group < DECODE_ROWS ? group : DECODE_ROWS;
-    uint32_t room = (getenv("SK_C") ? atoi(getenv("SK_C")) : SM_BLOCKS) * a->multiprocessors, ranks = CLUSTER_MAX, parts;
+    uint32_t room = SM_BLOCKS * a->multiprocessors, ranks = CLUSTER_MAX, parts;
 
     while (ranks > 1 && units * ranks > room)
         ranks /= 2;

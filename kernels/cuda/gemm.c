@@ -1,12 +1,10 @@
-/* Matrix products: the matrix-vector kernel for few rows; on Hopper one of our own for up to
- * SKINNY_ROWS, where it is ahead; else cuBLASLt with an algorithm chosen by measuring, once for
+/* Matrix products: the matrix-vector kernel for a row or two; on Hopper one of our own for up to
+ * SKINNY_ROWS; else cuBLASLt with an algorithm chosen by measuring, once for
  * each shape and range of rows (tune.c). */
 #include "kernels/cuda/gemm.h"
 #include "common/mem.h"
 
 #include <stdlib.h>
-
-#define SPARE_BYTES (64u << 10) /* of a block */
 
 int blas_fail(const struct device *d, cublasStatus_t rc, const char *what, uint32_t m, uint32_t n,
               uint32_t k, struct err *err)
@@ -79,34 +77,24 @@ cublasStatus_t plan_describe(const struct device *d, struct gemm_plan *p, uint32
     return rc;
 }
 
-/* Memory has nothing else to do while ranks sum up what comes before. */
-static bool follows_sum(const struct device *d, uint32_t k)
-{
-    return d->config.tp_size > 1 && k == d->model.hidden;
-}
-
 cudaError_t skinny_run(const struct device *d, enum gemv_out out, uint32_t n, uint32_t k,
                        uint32_t y_stride, const struct product *q)
 {
-    const struct skinny_product p = {
-        .x = q->x,
-        .w = q->w,
-        .bias = q->bias,
-        .y = q->y,
-        .m = q->m,
-        .n = n,
-        .k = k,
-        .y_stride = y_stride,
-        .multiprocessors = (uint32_t)d->multiprocessors,
-        .ahead = follows_sum(d, k)
-                     ? (getenv("SK_PRE") ? (uint32_t)atoi(getenv("SK_PRE")) << 10 : SPARE_BYTES)
-                     : 0};
+    const struct skinny_product p = {.x = q->x,
+                                     .w = q->w,
+                                     .bias = q->bias,
+                                     .y = q->y,
+                                     .m = q->m,
+                                     .n = n,
+                                     .k = k,
+                                     .y_stride = y_stride,
+                                     .multiprocessors = (uint32_t)d->multiprocessors};
 
     return launch_skinny(d->stream, d->type, out, &p);
 }
 
-static cublasStatus_t blas_run(const struct device *d, const struct gemm_plan *p,
-                               const cublasLtMatmulAlgo_t *algo, const struct product *q)
+cublasStatus_t plan_run(const struct device *d, const struct gemm_plan *p,
+                        const cublasLtMatmulAlgo_t *algo, const struct product *q)
 {
     const float one = 1.0f, zero = 0.0f;
     uint64_t cols = q->m;
@@ -123,52 +111,6 @@ static cublasStatus_t blas_run(const struct device *d, const struct gemm_plan *p
         rc = cublasLtMatmul(d->blas, p->desc, &one, q->w, p->w, q->x, p->x, &zero, q->y, p->y, q->y,
                             p->y, algo, d->workspace, GEMM_WORKSPACE, d->stream);
     return rc;
-}
-
-bool way_suits(const struct gemm_plan *p, enum product_way way, uint32_t m)
-{
-    if (way == BY_SKINNY)
-        return tensor_maps() && m <= SKINNY_ROWS && p->k % 64 == 0 && p->n % 4 == 0 &&
-               p->y_stride % 4 == 0;
-    return way == BY_BLAS || (m <= GEMV_ROWS && p->k % 8 == 0);
-}
-
-static cudaError_t gemv_of(const struct device *d, const struct gemm_plan *p,
-                           const struct product *q)
-{
-    const struct gemv_args a = {.x = q->x,
-                                .w = q->w,
-                                .bias = q->bias,
-                                .y = q->y,
-                                .m = q->m,
-                                .n = p->n,
-                                .k = p->k,
-                                .y_stride = p->y_stride};
-
-    return launch_gemv(d->stream, d->type, p->wide ? GEMV_FLOAT : GEMV_HALF, &a);
-}
-
-cudaError_t silu_run(const struct device *d, const struct gemm_plan *p, enum product_way way,
-                     const struct product *q, uint32_t y_stride)
-{
-    const struct gemv_args a = {
-        .x = q->x, .w = q->w, .y = q->y, .m = q->m, .n = p->n / 2, .k = p->k, .y_stride = y_stride};
-
-    return way == BY_GEMV ? launch_gemv(d->stream, d->type, GEMV_SILU, &a)
-                          : skinny_run(d, GEMV_SILU, p->n / 2, p->k, y_stride, q);
-}
-
-cublasStatus_t plan_run(const struct device *d, const struct gemm_plan *p, enum product_way way,
-                        const cublasLtMatmulAlgo_t *algo, const struct product *q)
-{
-    cudaError_t rc;
-
-    if (way == BY_BLAS)
-        return blas_run(d, p, algo, q);
-    rc = way == BY_GEMV
-             ? gemv_of(d, p, q)
-             : skinny_run(d, p->wide ? GEMV_FLOAT : GEMV_HALF, p->n, p->k, p->y_stride, q);
-    return rc == cudaSuccess ? CUBLAS_STATUS_SUCCESS : CUBLAS_STATUS_EXECUTION_FAILED;
 }
 
 static struct gemm_plan *plan_find(struct device *d, const struct gemm_plan *key)
@@ -194,12 +136,12 @@ static cublasStatus_t plan_choose(const struct device *d, struct gemm_plan *p,
 static cublasStatus_t plan_run_tuned(const struct device *d, struct gemm_plan *p,
                                      const struct product *q)
 {
-    cublasStatus_t rc = plan_run(d, p, p->way, &p->algo, q);
+    cublasStatus_t rc = plan_run(d, p, &p->algo, q);
 
     if (rc != CUBLAS_STATUS_NOT_SUPPORTED && rc != CUBLAS_STATUS_INVALID_VALUE)
         return rc;
     rc = plan_choose(d, p, q);
-    return rc == CUBLAS_STATUS_SUCCESS ? plan_run(d, p, p->way, &p->algo, q) : rc;
+    return rc == CUBLAS_STATUS_SUCCESS ? plan_run(d, p, &p->algo, q) : rc;
 }
 
 static int plan_get(struct device *d, const struct gemm_plan *key, const struct product *q,
@@ -225,10 +167,43 @@ static int plan_get(struct device *d, const struct gemm_plan *key, const struct 
     return 0;
 }
 
-/* Small matrices always; which way is best for larger ones is measured. */
+/* Measured on H200. A small matrix is read as fast as the chain of kernels goes, and gemv makes the
+ * norm too; the kernel for few rows is ahead for larger ones, and from three rows on. Without it,
+ * one row is gemv's, too, and what is small. */
 bool gemv_suits(const struct weight *w, uint32_t m)
 {
-    return w->cols % 8 == 0 && m <= GEMV_ROWS && (size_t)w->rows * w->cols <= GEMV_SMALL;
+    bool small = (size_t)w->rows * w->cols <= GEMV_SMALL;
+
+    if (w->cols % 8)
+        return false;
+    return tensor_maps() && w->cols % 64 == 0 ? small && m <= 2
+                                              : m == 1 || (small && m <= GEMV_ROWS);
+}
+
+bool skinny_suits(const struct weight *w, uint32_t m, uint32_t y_stride)
+{
+    return tensor_maps() && m <= SKINNY_ROWS && w->cols % 64 == 0 && w->rows % 8 == 0 &&
+           y_stride % 4 == 0;
+}
+
+static int launched(const struct device *d, cudaError_t rc, struct err *err)
+{
+    return rc == cudaSuccess ? 0 : cuda_fail(d, rc, "product of few rows", err);
+}
+
+static cudaError_t gemv_run(const struct device *d, enum gemv_out out, const struct gemm_plan *p,
+                            const struct product *q)
+{
+    const struct gemv_args a = {.x = q->x,
+                                .w = q->w,
+                                .bias = q->bias,
+                                .y = q->y,
+                                .m = q->m,
+                                .n = p->n,
+                                .k = p->k,
+                                .y_stride = p->y_stride};
+
+    return launch_gemv(d->stream, d->type, out, &a);
 }
 
 int gemv(struct device *d, enum gemv_out out, const struct act *x, const struct weight *w,
@@ -243,15 +218,13 @@ int gemv(struct device *d, enum gemv_out out, const struct act *x, const struct 
                           .k = w->cols,
                           .y_stride = y_stride,
                           .eps = d->model.norm_eps};
-    cudaError_t rc;
 
     if (x->pending.kind == PENDING_NORM) {
         a.x = NULL;
         a.residual = x->pending.residual->wide;
         a.norm = x->pending.norm[0]->wide;
     }
-    rc = launch_gemv(d->stream, d->type, out, &a);
-    return rc == cudaSuccess ? 0 : cuda_fail(d, rc, "matrix-vector product", err);
+    return launched(d, launch_gemv(d->stream, d->type, out, &a), err);
 }
 
 int gemm(struct device *d, const void *x, uint32_t m, const struct weight *w,
@@ -265,15 +238,15 @@ int gemm(struct device *d, const void *x, uint32_t m, const struct weight *w,
                             .bias = bias != NULL,
                             .like = w};
     struct product q = {x, w->data, bias ? bias->data : NULL, y, m};
+    enum gemv_out out = wide ? GEMV_FLOAT : GEMV_HALF;
     struct gemm_plan *p = NULL;
     cublasStatus_t done;
     int rc;
 
-    if (gemv_suits(w, m)) {
-        cudaError_t launched = gemv_of(d, &key, &q);
-
-        return launched == cudaSuccess ? 0 : cuda_fail(d, launched, "matrix-vector product", err);
-    }
+    if (gemv_suits(w, m))
+        return launched(d, gemv_run(d, out, &key, &q), err);
+    if (skinny_suits(w, m, y_stride))
+        return launched(d, skinny_run(d, out, w->rows, w->cols, y_stride, &q), err);
     rc = plan_get(d, &key, &q, &p, err);
     if (rc)
         return rc;
@@ -284,20 +257,10 @@ int gemm(struct device *d, const void *x, uint32_t m, const struct weight *w,
 bool gemm_silu(struct device *d, const struct act *x, uint32_t m, const struct weight *w,
                struct act *out, int *rc, struct err *err)
 {
-    const struct product q = {x->data, w->data, NULL, d->scratch, m};
-    struct product fused = {x->data, w->data, NULL, out->data, m};
-    struct gemm_plan key = {
-        .n = w->rows, .k = w->cols, .m_max = rows_bucket(m), .y_stride = w->rows, .like = w};
-    struct gemm_plan *p = NULL;
-    cudaError_t done;
+    const struct product q = {x->data, w->data, NULL, out->data, m};
 
-    *rc = 0;
-    if (!way_suits(&key, BY_SKINNY, m) || w->rows % 8 || out->width % 4)
+    if (!skinny_suits(w, m, out->width))
         return false;
-    *rc = plan_get(d, &key, &q, &p, err);
-    if (*rc || p->way == BY_BLAS)
-        return *rc != 0;
-    done = silu_run(d, p, p->way, &fused, out->width);
-    *rc = done == cudaSuccess ? 0 : cuda_fail(d, done, "gate and up", err);
+    *rc = launched(d, skinny_run(d, GEMV_SILU, w->rows / 2, w->cols, out->width, &q), err);
     return true;
 }

@@ -16,17 +16,13 @@ int blas_fail(const struct device *d, cublasStatus_t rc, const char *what, uint3
 uint32_t rows_bucket(uint32_t m);
 cublasStatus_t plan_describe(const struct device *d, struct gemm_plan *p, uint32_t m);
 void plan_free(struct gemm_plan *p);
-/* algo: of BY_BLAS. */
-cublasStatus_t plan_run(const struct device *d, const struct gemm_plan *p, enum product_way way,
+cublasStatus_t plan_run(const struct device *d, const struct gemm_plan *p,
                         const cublasLtMatmulAlgo_t *algo, const struct product *q);
-/* Whether p can go that way with so many rows. */
-bool way_suits(const struct gemm_plan *p, enum product_way way, uint32_t m);
-/* Gate and up with SiLU, not BY_BLAS: y (m, p->n / 2). */
-cudaError_t silu_run(const struct device *d, const struct gemm_plan *p, enum product_way way,
-                     const struct product *q, uint32_t y_stride);
+/* Whether the kernel for few rows takes y (m, rows of w) there. */
+bool skinny_suits(const struct weight *w, uint32_t m, uint32_t y_stride);
 cudaError_t skinny_run(const struct device *d, enum gemv_out out, uint32_t n, uint32_t k,
                        uint32_t y_stride, const struct product *q);
-/* Choose p->way and p->algo: the heuristic's first answer; the fastest of its answers, measured
+/* Choose p->algo: the heuristic's first answer; the fastest of its answers, measured
  * on q. */
 cublasStatus_t plan_guess(const struct device *d, struct gemm_plan *p);
 cublasStatus_t plan_race(const struct device *d, struct gemm_plan *p, const struct product *q);

@@ -1,5 +1,5 @@
 /* Products with few rows of x on Hopper, bound by the reading of w: rows of w are the rows of a
- * warpgroup's products, those of x their 8 to 64 columns. One warp keeps a ring of tiles filled by
+ * warpgroup's products, those of x their 8 to 32 columns. One warp keeps a ring of tiles filled by
  * the tensor copy engine; w's part of the first of them is on its way before the kernel that makes
  * x is done.
  *
@@ -25,7 +25,7 @@ struct skinny_args {
     uint32_t m, n, k, y_stride;
     uint32_t rows, tiles;  /* rows: of w in a tile; of gate's and up's, half of it each */
     uint32_t stages, part; /* part: bytes from the ring's begin */
-    uint32_t lead, ahead;  /* turns: left when the next kernel may come; to the L2 cache */
+    uint32_t lead;         /* turns left when the next kernel may come */
 };
 
 /* Panels of a turn: what a turn takes besides its bytes counts less for a wider one. */
@@ -88,21 +88,6 @@ static __device__ __forceinline__ void w_copy(const struct block &b, const struc
     }
 }
 
-/* The same to the L2 cache. */
-template <int P, int OUT>
-static __device__ __forceinline__ void w_prefetch(const struct skinny_args &a, const CUtensorMap *w,
-                                                  const struct place &p)
-{
-    uint32_t rows = OUT == GEMV_SILU ? a.rows / 2 : a.rows;
-
-#pragma unroll
-    for (uint32_t d = 0; d < depth_of(P); d++) {
-        box_prefetch(w, 0, p.tile * rows, p.panel + d);
-        if (OUT == GEMV_SILU)
-            box_prefetch(w, 0, a.n + p.tile * rows, p.panel + d);
-    }
-}
-
 template <int N, int P>
 static __device__ __forceinline__ void x_copy(const struct block &b, const struct skinny_args &a,
                                               const CUtensorMap *x, const struct place &p,
@@ -126,15 +111,12 @@ static __device__ __forceinline__ void ring_fill(const struct block &b, const st
     uint32_t left = (a.tiles - b.tile + b.step - 1) / b.step * tile_turns<P>(b);
     uint32_t first = left < a.stages ? left : a.stages;
     uint64_t once = policy_evict_first(), again = policy_evict_last();
-    struct place p = {0, 0, b.begin, b.tile}, q = p, r;
+    struct place p = {0, 0, b.begin, b.tile}, q = p;
 
     if (left <= a.lead)
         next_start();
     for (uint32_t i = 0; i < first; i++, place_next<P>(b, a, p))
         w_copy<N, P, OUT>(b, a, w, p, once);
-    r = p;
-    for (uint32_t i = 0; i < a.ahead && first + i < left; i++, place_next<P>(b, a, r))
-        w_prefetch<P, OUT>(a, w, r);
     previous_wait();
     for (uint32_t i = 0; i < first; i++, place_next<P>(b, a, q))
         x_copy<N, P>(b, a, x, q, again);
@@ -441,7 +423,7 @@ struct skinny_call {
     cudaStream_t stream;
     CUtensorMap w, x;
     struct skinny_args a;
-    uint32_t parts, clusters, ahead;
+    uint32_t parts, clusters;
 };
 
 template <class T, int N, int P, int OUT> static cudaError_t skinny(struct skinny_call *c)
@@ -459,7 +441,6 @@ template <class T, int N, int P, int OUT> static cudaError_t skinny(struct skinn
     if (!again && c->a.stages * stage + behind < part)
         behind = part - c->a.stages * stage;
     c->a.part = again ? c->a.stages * stage : 0;
-    c->a.ahead = c->ahead / stage;
     c->a.lead = again ? UINT32_MAX : c->a.stages / 2;
     attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
     attributes[0].val.programmaticStreamSerializationAllowed = 1;
@@ -478,7 +459,7 @@ template <class T, int N, int P, int OUT> static cudaError_t skinny(struct skinn
 /* Columns of the products. */
 static uint32_t columns_of(uint32_t m)
 {
-    return m <= 8 ? 8 : m <= 16 ? 16 : m <= 32 ? 32 : 64;
+    return m <= 8 ? 8 : m <= 16 ? 16 : SKINNY_ROWS;
 }
 
 template <class T, int N, int OUT> static cudaError_t skinny_products(struct skinny_call *c)
@@ -493,10 +474,8 @@ template <class T, int OUT> static cudaError_t skinny_columns(struct skinny_call
         return skinny_products<T, 8, OUT>(c);
     case 16:
         return skinny_products<T, 16, OUT>(c);
-    case 32:
-        return skinny_products<T, 32, OUT>(c);
     default:
-        return skinny_products<T, 64, OUT>(c);
+        return skinny_products<T, SKINNY_ROWS, OUT>(c);
     }
 }
 
@@ -533,7 +512,6 @@ cudaError_t launch_skinny(cudaStream_t s, enum half_type type, enum gemv_out out
     c.stream = s;
     c.parts = cut.parts;
     c.clusters = cut.clusters;
-    c.ahead = p->ahead;
     c.a.bias = p->bias;
     c.a.y = p->y;
     c.a.m = p->m;
@@ -560,9 +538,7 @@ template <class T, int OUT> static cudaError_t setup_rows(void)
 
     if (rc == cudaSuccess)
         rc = shared_allow<T, 16, OUT>();
-    if (rc == cudaSuccess)
-        rc = shared_allow<T, 32, OUT>();
-    return rc == cudaSuccess ? shared_allow<T, 64, OUT>() : rc;
+    return rc == cudaSuccess ? shared_allow<T, SKINNY_ROWS, OUT>() : rc;
 }
 
 template <class T> static cudaError_t setup_out(void)

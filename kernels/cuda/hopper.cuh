@@ -99,15 +99,6 @@ static __device__ __forceinline__ void box_load(const CUtensorMap *map, uint32_t
                  : "memory");
 }
 
-/* To the L2 cache. */
-static __device__ __forceinline__ void box_prefetch(const CUtensorMap *map, uint32_t column,
-                                                    uint32_t row, uint32_t unit)
-{
-    asm volatile("cp.async.bulk.prefetch.tensor.3d.L2.global.tile [%0, {%1, %2, %3}];" ::"l"(map),
-                 "r"(column), "r"(row), "r"(unit)
-                 : "memory");
-}
-
 static __device__ __forceinline__ float exp2_fast(float x)
 {
     float y;
@@ -187,7 +178,7 @@ template <class T> struct products;
 PRODUCTS(__nv_bfloat16, "bf16");
 PRODUCTS(__half, "f16");
 
-/* few: c (64 x N) (+)= a b^T for N of 8 to 64, both in shared memory, as scores. */
+/* few: c (64 x N) (+)= a b^T for N of 8, 16 or 32, both in shared memory, as scores. */
 template <class T> struct products_few;
 
 #define FEW(N, type, names, outs, a_at, b_at, adds_at)                                             \
@@ -216,11 +207,6 @@ template <class T> struct products_few;
                                                    int adds)                                       \
         {                                                                                          \
             FEW("32", type, NAMES16, OUT16(c, 0), "%16", "%17", "%18");                            \
-        }                                                                                          \
-        static __device__ __forceinline__ void few(float (&c)[32], uint64_t a, uint64_t b,         \
-                                                   int adds)                                       \
-        {                                                                                          \
-            FEW("64", type, NAMES32, OUT32(c), "%32", "%33", "%34");                               \
         }                                                                                          \
     }
 

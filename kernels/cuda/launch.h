@@ -164,13 +164,12 @@ cudaError_t tensor_map_make(CUtensorMap *out, enum half_type t, const void *data
 
 /* gemm_skinny.cu, where there are tensor maps: y (m, n) = x (m, k) w^T for up to SKINNY_ROWS rows;
  * k % 64 == 0, n % 4 == 0, y_stride % 4 == 0. */
-#define SKINNY_ROWS 64u
+#define SKINNY_ROWS 32u
 struct skinny_product {
     const void *x, *w, *bias; /* bias: GEMV_HALF alone, or NULL */
     void *y;
     uint32_t m, n, k, y_stride; /* n: of y */
     uint32_t multiprocessors;
-    uint32_t ahead; /* bytes of w that a block may ask the L2 cache for while it waits for x */
 };
 cudaError_t skinny_setup(void); /* once a device */
 cudaError_t launch_skinny(cudaStream_t s, enum half_type type, enum gemv_out out,

@@ -2,8 +2,6 @@
  * the one named _run: at once, or when a list of them is run (replay.c). */
 #include "kernels/cuda/cuda.h"
 
-#include <stdlib.h>
-
 /* [scratch (T, H): this rank's part] to residual and normed. */
 static int reduce_norm(struct device *d, const struct weight *norm, struct act *residual,
                        struct act *normed, bool fresh, struct err *err)
@@ -168,9 +166,7 @@ static int attention_run(struct device *d, const struct op *op, struct err *err)
         return failed;
     if (rotates)
         attention_rotate(d, &qkv->pending, &a);
-    (void)weights_ahead(d, op, a.ahead, AHEAD_MAX,
-                        getenv("PHX_AHEAD_MB") ? (size_t)atoi(getenv("PHX_AHEAD_MB")) << 20
-                                               : AHEAD_BYTES);
+    (void)weights_ahead(d, op, a.ahead, AHEAD_MAX, AHEAD_BYTES);
     if (!attention_has_tiles(m->head_dim)) {
         rc = launch_attention_any(d->stream, d->type, &a);
         return rc == cudaSuccess ? 0 : cuda_fail(d, rc, "attention", err);

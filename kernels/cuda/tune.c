@@ -39,7 +39,6 @@ cublasStatus_t plan_guess(const struct device *d, struct gemm_plan *p)
 
     if (rc == CUBLAS_STATUS_SUCCESS)
         p->algo = first.algo;
-    p->way = way_suits(p, BY_SKINNY, p->m_max) ? BY_SKINNY : BY_BLAS;
     return rc;
 }
 
@@ -56,53 +55,25 @@ static int weights_like(const struct device *d, const struct gemm_plan *p, const
     return count;
 }
 
-/* Before a product that can go several ways comes a small kernel, as in a step: which of them do
- * not wait for its end to begin counts. */
-static bool neighbour_queue(const struct device *d, const struct gemm_plan *p,
-                            const struct product *q)
-{
-    char *work = d->workspace;
-    size_t wide = (size_t)q->m * p->k * 4;
-
-    if (!way_suits(p, BY_SKINNY, q->m) || 2 * wide > GEMM_WORKSPACE)
-        return true;
-    return launch_add_norm(d->stream, d->type, NULL, (float *)(void *)work, (float *)(void *)work,
-                           work + wide, q->m, p->k, 1e-6f, 0) == cudaSuccess;
-}
-
-/* Gate and up come with SiLU: their race is of both. */
-static bool product_queue(const struct device *d, const struct gemm_plan *p, enum product_way way,
-                          const cublasLtMatmulAlgo_t *algo, const struct product *q)
-{
-    uint32_t n = p->n / 2;
-
-    if (p->like->kind != WEIGHT_GATE_UP)
-        return plan_run(d, p, way, algo, q) == CUBLAS_STATUS_SUCCESS;
-    if (way != BY_BLAS)
-        return silu_run(d, p, way, q, n) == cudaSuccess;
-    return plan_run(d, p, way, algo, q) == CUBLAS_STATUS_SUCCESS &&
-           launch_silu(d->stream, d->type, q->y, d->workspace, q->m, n, n) == cudaSuccess;
-}
-
-static bool runs_queue(const struct device *d, const struct gemm_plan *p, enum product_way way,
+static bool runs_queue(const struct device *d, const struct gemm_plan *p,
                        const cublasLtMatmulAlgo_t *algo, const struct product *q,
                        const void *const *weights, int runs)
 {
+    cublasStatus_t rc = CUBLAS_STATUS_SUCCESS;
     struct product one = *q;
 
-    for (int i = 0; i < runs; i++) {
+    for (int i = 0; i < runs && rc == CUBLAS_STATUS_SUCCESS; i++) {
         one.w = weights[i];
-        if (!neighbour_queue(d, p, q) || !product_queue(d, p, way, algo, &one))
-            return false;
+        rc = plan_run(d, p, algo, &one);
     }
-    return true;
+    return rc == CUBLAS_STATUS_SUCCESS;
 }
 
 /* The runs as a graph, as they are replayed: the host's launches would hide what short ones take.
  */
 static cudaGraphExec_t runs_capture(const struct device *d, const struct gemm_plan *p,
-                                    enum product_way way, const cublasLtMatmulAlgo_t *algo,
-                                    const struct product *q, const void *const *weights, int runs)
+                                    const cublasLtMatmulAlgo_t *algo, const struct product *q,
+                                    const void *const *weights, int runs)
 {
     cudaGraphExec_t exec = NULL;
     cudaGraph_t graph = NULL;
@@ -110,7 +81,7 @@ static cudaGraphExec_t runs_capture(const struct device *d, const struct gemm_pl
 
     if (cudaStreamBeginCapture(d->stream, cudaStreamCaptureModeThreadLocal) != cudaSuccess)
         return NULL;
-    queued = runs_queue(d, p, way, algo, q, weights, runs);
+    queued = runs_queue(d, p, algo, q, weights, runs);
     if (cudaStreamEndCapture(d->stream, &graph) != cudaSuccess || !queued ||
         cudaGraphInstantiate(&exec, graph, 0) != cudaSuccess)
         exec = NULL;
@@ -121,7 +92,7 @@ static cudaGraphExec_t runs_capture(const struct device *d, const struct gemm_pl
 
 /* Microseconds of a run, of those of a graph, or, without one, of the product alone; negative when
  * it cannot run. */
-static float runs_time(const struct device *d, const struct gemm_plan *p, enum product_way way,
+static float runs_time(const struct device *d, const struct gemm_plan *p,
                        const cublasLtMatmulAlgo_t *algo, const struct product *q,
                        cudaGraphExec_t graph, int runs, const cudaEvent_t events[2])
 {
@@ -130,7 +101,7 @@ static float runs_time(const struct device *d, const struct gemm_plan *p, enum p
     if (cudaEventRecord(events[0], d->stream) != cudaSuccess)
         return -1.0f;
     if (graph ? cudaGraphLaunch(graph, d->stream) != cudaSuccess
-              : !runs_queue(d, p, way, algo, q, &q->w, 1))
+              : !runs_queue(d, p, algo, q, &q->w, 1))
         return -1.0f;
     if (cudaEventRecord(events[1], d->stream) != cudaSuccess ||
         cudaEventSynchronize(events[1]) != cudaSuccess ||
@@ -140,35 +111,34 @@ static float runs_time(const struct device *d, const struct gemm_plan *p, enum p
 }
 
 /* The second time: the first one warms. */
-static float way_time(const struct device *d, const struct gemm_plan *p, enum product_way way,
-                      const cublasLtMatmulAlgo_t *algo, const struct product *q,
-                      const void *const *weights, int count, const cudaEvent_t events[2])
+static float algo_time(const struct device *d, const struct gemm_plan *p,
+                       const cublasLtMatmulAlgo_t *algo, const struct product *q,
+                       const void *const *weights, int count, const cudaEvent_t events[2])
 {
-    float us = runs_time(d, p, way, algo, q, NULL, 1, events);
+    float us = runs_time(d, p, algo, q, NULL, 1, events);
     cudaGraphExec_t graph = NULL;
 
     if (us >= 0.0f && us <= SHORT_US) {
-        graph = runs_capture(d, p, way, algo, q, weights, count);
+        graph = runs_capture(d, p, algo, q, weights, count);
         if (!graph)
             return -1.0f;
-        (void)runs_time(d, p, way, algo, q, graph, count, events);
+        (void)runs_time(d, p, algo, q, graph, count, events);
     }
     if (us >= 0.0f)
-        us = runs_time(d, p, way, algo, q, graph, graph ? count : 1, events);
+        us = runs_time(d, p, algo, q, graph, graph ? count : 1, events);
     if (graph)
         (void)cudaGraphExecDestroy(graph);
     return us;
 }
 
-/* The heuristic's first answer is up to twice off for small matrices: the answers are raced, and
- * our own kernel with the best of them. The product's result does not depend on the winner but for
- * rounding. */
+/* The heuristic's first answer is up to twice off for small matrices: the answers are raced. The
+ * product's result does not depend on the winner but for rounding. */
 cublasStatus_t plan_race(const struct device *d, struct gemm_plan *p, const struct product *q)
 {
     cublasLtMatmulHeuristicResult_t tried[TRIED_MAX];
     const void *weights[TRIED_WEIGHTS];
     cudaEvent_t events[2] = {NULL, NULL};
-    float best = -1.0f, us;
+    float best = -1.0f;
     int count, weights_count = weights_like(d, p, q, weights);
     cublasStatus_t rc = plan_ask(d, p, tried, TRIED_MAX, &count);
 
@@ -176,7 +146,7 @@ cublasStatus_t plan_race(const struct device *d, struct gemm_plan *p, const stru
         (cudaEventCreate(&events[0]) != cudaSuccess || cudaEventCreate(&events[1]) != cudaSuccess))
         rc = CUBLAS_STATUS_INTERNAL_ERROR;
     for (int i = 0; i < count && rc == CUBLAS_STATUS_SUCCESS; i++) {
-        us = way_time(d, p, BY_BLAS, &tried[i].algo, q, weights, weights_count, events);
+        float us = algo_time(d, p, &tried[i].algo, q, weights, weights_count, events);
         if (us < 0.0f || (best >= 0.0f && us >= best))
             continue;
         best = us;
@@ -184,16 +154,6 @@ cublasStatus_t plan_race(const struct device *d, struct gemm_plan *p, const stru
     }
     if (rc == CUBLAS_STATUS_SUCCESS && best < 0.0f)
         rc = CUBLAS_STATUS_EXECUTION_FAILED;
-    p->way = BY_BLAS;
-    for (enum product_way way = BY_BLAS + 1; way < PRODUCT_WAYS; way++) {
-        if (rc != CUBLAS_STATUS_SUCCESS || !way_suits(p, way, q->m))
-            continue;
-        us = way_time(d, p, way, NULL, q, weights, weights_count, events);
-        if (us < 0.0f || us >= best)
-            continue;
-        best = us;
-        p->way = way;
-    }
     for (int i = 0; i < 2; i++)
         if (events[i])
             (void)cudaEventDestroy(events[i]);
@@ -243,7 +203,7 @@ static void plans_list(struct device *d, struct tuning *t)
         for (uint32_t m = 1; m <= most && t->count < GEMM_PLANS_MAX; m = rows_bucket(m) + 1) {
             uint32_t end = rows_bucket(m) < most ? rows_bucket(m) : most;
 
-            if (!gemv_suits(p->like, end))
+            if (!gemv_suits(p->like, end) && !skinny_suits(p->like, end, p->y_stride))
                 t->plans[t->count++] = (struct gemm_plan){.n = p->n,
                                                           .k = p->k,
                                                           .m_max = rows_bucket(m),
@@ -304,9 +264,7 @@ static bool plan_recall(struct device *d, const struct tuning *t, const struct g
     if (!e)
         return false;
     p.algo = e->algo;
-    p.way = e->way;
-    good = plan_describe(d, &p, rows) == CUBLAS_STATUS_SUCCESS && e->way < PRODUCT_WAYS &&
-           way_suits(&p, p.way, rows) &&
+    good = plan_describe(d, &p, rows) == CUBLAS_STATUS_SUCCESS &&
            cublasLtMatmulAlgoCheck(d->blas, p.desc, p.w, p.x, p.y, p.y, &p.algo, &check) ==
                CUBLAS_STATUS_SUCCESS &&
            check.workspaceSize <= GEMM_WORKSPACE;

@@ -15,13 +15,13 @@
 #define LOCK_WAIT_US 120000000 /* longer than a rank races */
 
 struct head {
-    char magic[8]; /* "phxgemm2" */
+    char magic[8]; /* "phxgemm1" */
     char place[384];
     uint32_t count, reserved;
     uint64_t hash; /* of the entries */
 };
 
-static const char magic[8] = {'p', 'h', 'x', 'g', 'e', 'm', 'm', '2'};
+static const char magic[8] = {'p', 'h', 'x', 'g', 'e', 'm', 'm', '1'};
 
 static uint64_t hash_of(const void *data, size_t bytes)
 {
@@ -158,7 +158,6 @@ void tuned_put(struct tuned *t, enum half_type type, const struct gemm_plan *p)
                                          .y_stride = p->y_stride,
                                          .wide = p->wide,
                                          .bias = p->bias,
-                                         .way = p->way,
                                          .algo = p->algo};
 }
 

@@ -9,7 +9,7 @@
 #define TUNED_MAX 4096u /* the oldest go */
 
 struct tuned_entry {
-    uint32_t type, n, k, m_max, y_stride, wide, bias, way;
+    uint32_t type, n, k, m_max, y_stride, wide, bias, reserved;
     cublasLtMatmulAlgo_t algo;
 };
 

@@ -257,7 +257,7 @@ static void bench_open(struct bench *b, uint32_t context, uint32_t tokens)
 
 int main(int argc, char **argv)
 {
-    static const uint32_t batches[] = {1, 8, 32};
+    static const uint32_t batches[] = {1, 2, 4, 8, 32, 64, 128, 256};
     uint32_t context = argc > 2 ? (uint32_t)strtoul(argv[2], NULL, 10) : 1024;
     uint32_t tokens = argc > 3 ? (uint32_t)strtoul(argv[3], NULL, 10) : 8192;
     struct bench b = {.m = &models[0], .ops = backend_open("cuda"), .random = 1};
@@ -271,9 +271,9 @@ int main(int argc, char **argv)
     for (size_t i = 0; i < sizeof batches / sizeof *batches; i++)
         if (batches[i] <= b.rows_max)
             decode_time(&b, batches[i], context, 0.0f);
-    if (tokens > 64) {decode_time(&b, 1, context, 0.6f);
+    decode_time(&b, 1, context, 0.6f);
     decode_time(&b, b.rows_max, context, 0.6f);
-    prefill_time(&b, tokens);}
+    prefill_time(&b, tokens);
     b.ops->device_close(&b.device);
     free(b.layers);
     free(b.numbers);

@@ -5,7 +5,8 @@
 # vain while it looks around, are not ours to check.
 folder=$1
 shift
-[ $# -gt 0 ] || set -- test_ops_cuda test_steps_cuda test_score_cuda test_tp_cuda cuda/test_peers_cuda
+[ $# -gt 0 ] || set -- test_ops_cuda test_attention_cuda test_steps_cuda \
+    test_score_cuda test_tp_cuda cuda/test_gemm_cuda cuda/test_peers_cuda
 failed=0
 export SANITIZE=1 # tests are smaller and more patient
 for t in "$@"; do

@@ -34,7 +34,7 @@ static const struct shape shapes[] = {
     {"0.6B qkv", 4096, 1024},   {"0.6B o", 1024, 2048},       {"0.6B gate_up", 6144, 1024},
     {"0.6B down", 1024, 3072},  {"0.6B head", 151936, 1024},
 };
-static const uint32_t rows[] = {1, 8, 32};
+static const uint32_t rows[] = {1, 2, 4, 8, 16, 32};
 
 struct bench {
     struct device *d;
@@ -57,7 +57,9 @@ static cudaError_t call(struct bench *b, enum way way, uint32_t m, uint32_t turn
         return launch_gemv(d->stream, d->type, GEMV_HALF, &a);
     if (way == WAY_SILU)
         return skinny_run(d, GEMV_SILU, b->n / 2, b->k, b->n / 2, &q);
-    rc = plan_run(d, &b->plan, way == WAY_BLAS ? BY_BLAS : BY_SKINNY, &b->plan.algo, &q);
+    if (way == WAY_SKINNY)
+        return skinny_run(d, GEMV_HALF, b->n, b->k, b->n, &q);
+    rc = plan_run(d, &b->plan, &b->plan.algo, &q);
     return rc == CUBLAS_STATUS_SUCCESS ? cudaSuccess : cudaErrorUnknown;
 }
 
