@@ -384,19 +384,20 @@ static bool rows_cut(uint32_t parts, uint32_t n, uint32_t boxes, uint32_t multip
     return c->rows <= TILE_ROWS_MAX;
 }
 
-/* Nanoseconds of a block, roughly, on an H200: of memory it has its share or what a multiprocessor
- * can take; x comes from the L2 cache; a product of a panel takes what it takes; adding up the
- * parts of a cluster, two meetings. */
+/* Nanoseconds of a block from when x is there, roughly, on an H200: turns take what they take, or
+ * their share of memory does, but for what the ring holds by then; adding up the parts of a cluster
+ * takes two meetings. */
 static double cut_time(const struct cut *c, uint32_t k, uint32_t columns)
 {
-    double share = 4400.0 / (c->clusters * c->parts), rate = share < 75.0 ? share : 75.0;
-    uint32_t depth = depth_of(ceil_div(c->rows, PRODUCT_ROWS));
-    uint32_t turns =
-        ceil_div(ceil_div(k / PANEL, depth), c->parts) * ceil_div(c->tiles, c->clusters);
-    double turn = (c->rows / rate + columns / 110.0) * depth * PANEL_ROW;
-    double products = 150.0 + columns;
+    const double ring = 100e3, bytes_per_ns = 4400.0, reach = 75.0; /* reach: of one block */
+    uint32_t products = ceil_div(c->rows, PRODUCT_ROWS), each = ceil_div(c->tiles, c->clusters);
+    uint32_t turns = ceil_div(ceil_div(k / PANEL, depth_of(products)), c->parts) * each;
+    double bytes = (double)turns * depth_of(products) * c->rows * PANEL_ROW - ring;
+    double share = bytes_per_ns / (c->clusters * c->parts);
+    double memory = bytes > 0 ? bytes / (share < reach ? share : reach) : 0.0;
+    double computing = turns * (150.0 + columns);
 
-    return turns * (turn > products ? turn : products) + (c->parts > 1 ? 900.0 : 0.0);
+    return (memory > computing ? memory : computing) + (c->parts > 1 ? 900.0 : 0.0);
 }
 
 static struct cut cut_choose(uint32_t n, uint32_t k, uint32_t columns, uint32_t boxes,
