@@ -99,11 +99,11 @@ static void cuda_device_close(struct device **self)
 
     if (!d)
         return;
+    replay_close(d); /* NCCL waits for the end of graphs that hold its operations */
     comm_close(d);
     if (d->stream)
         (void)cudaStreamSynchronize(d->stream);
     p2p_close(d);
-    replay_close(d);
     gemm_close(d);
     for (int i = 0; i < 2; i++)
         if (d->load_done[i])

@@ -93,8 +93,10 @@ class Server:
     def snapshot(self):
         """Time, device time, steps and tokens at the moment when a new report of them came."""
         names = ("step_compute_seconds_sum", "steps_total", "generation_tokens_total")
-        first = self.metrics(*names)
+        first, begin = self.metrics(*names), time.monotonic()
         while (now := self.metrics(*names)) == first:
+            if time.monotonic() - begin > 10:
+                sys.exit(f"no step ended in 10 s:\n{self.log.read_text()}")
             time.sleep(0.001)
         return time.monotonic(), *now
 
@@ -115,11 +117,15 @@ class Server:
             self.dir.cleanup()
 
 
+def bench_command(server, binaries, *options):
+    return [binaries / "phalanx", "bench", "--base-url", f"http://127.0.0.1:{server.port}",
+            "--disable-tqdm", *options]
+
+
 def bench(server, binaries, *options):
-    out = server.folder / "out.json"
-    subprocess.run([binaries / "phalanx", "bench", "--base-url",
-                    f"http://127.0.0.1:{server.port}", "--disable-tqdm", "--output-file", out,
-                    *options], check=True, stdout=subprocess.DEVNULL)
+    out = server.folder / "result.json"
+    subprocess.run(bench_command(server, binaries, "--output-file", out, *options), check=True,
+                   stdout=subprocess.DEVNULL)
     return json.loads(out.read_text())
 
 
@@ -146,21 +152,16 @@ def case_decode(binaries, tokenizer, model, tp, counts):
     server = Server(binaries, tokenizer, model, tp)
     server.wait_ready()
     for count in counts.split(","):
-        words = ["--num-prompts", count, "--random-input-len", "128", "--random-output-len",
-                 "6000", "--random-range-ratio", "1", "--temperature", "0", "--seed", count]
-        window = []
-
-        def watch():
-            time.sleep(1.5)  # prompts are in, shapes are tuned
-            for _ in range(2):
-                window.append(server.snapshot())
-                time.sleep(3)
-
-        thread = threading.Thread(target=watch)
-        thread.start()
-        bench(server, binaries, *words)
-        thread.join()
-        (t0, c0, s0, g0), (t1, c1, s1, g1) = window
+        load = subprocess.Popen(
+            bench_command(server, binaries, "--num-prompts", count, "--random-input-len", "128",
+                          "--random-output-len", "30000", "--random-range-ratio", "1",
+                          "--temperature", "0", "--seed", count), stdout=subprocess.DEVNULL)
+        time.sleep(1.5)  # prompts are in
+        t0, c0, s0, g0 = server.snapshot()
+        time.sleep(3)
+        t1, c1, s1, g1 = server.snapshot()
+        load.kill()
+        load.wait()
         print(f"decode {model} tp {tp}, {count} streams: {(g1 - g0) / (t1 - t0):.0f} tokens/s, "
               f"step {1e3 * (t1 - t0) / (s1 - s0):.3f} ms, on the GPU "
               f"{1e3 * (c1 - c0) / (s1 - s0):.3f} ms, idle {100 * (1 - (c1 - c0) / (t1 - t0)):.1f} %",
@@ -190,7 +191,7 @@ class Stream(threading.Thread):
         self.start()
 
     def run(self):
-        body = json.dumps({"input_ids": self.ids, "stream": True, "return_token_ids": True,
+        body = json.dumps({"input_ids": self.ids, "stream": True,
                            "sampling_params": {"max_new_tokens": self.count, "ignore_eos": True,
                                                "temperature": 0.6, "seed": self.seed}})
         try:
@@ -248,12 +249,13 @@ def kill_running(server, streams):
     seen = wait_line(server, r"worker-1 [^\n]*killed by signal 9", killed)
     for s in streams:
         s.join(200)
-    first = [min(t for t in s.times if t > killed + 0.05) - killed for s in streams if s.times]
-    text = (f"seen after {seen:.3f} s, first token after it {min(first):.2f} to {max(first):.2f} s, "
+    first = [min(after) - killed for s in streams
+             if (after := [t for t in s.times if t > killed + 0.05])]
+    print(server.log.read_text()[len(before):])
+    return (f"seen after {seen or -1:.3f} s, first token after it {min(first, default=-1):.2f} to "
+            f"{max(first, default=-1):.2f} s, "
             f"{sum(len(s.tokens) == s.count for s in streams)} of {len(streams)} streams complete, "
             f"problems {sorted({s.problem for s in streams if s.problem})}")
-    print(server.log.read_text()[len(before):])
-    return text
 
 
 def case_kill(binaries, tokenizer, model, tp, when):
