@@ -20,10 +20,10 @@
 #define UPLOAD_WORDS (2u << 20)
 #define GEMM_PLANS_MAX 512u
 #define GEMM_WORKSPACE ((size_t)64 << 20)
-#define GEMV_SMALL ((size_t)8 << 20)   /* elements */
-#define GATE_UP_TOKENS 4096u           /* tokens whose gate and up are in memory at once */
-#define AHEAD_BYTES ((size_t)8 << 20)  /* of weights that attention has fetched to the L2 cache */
-#define REPLAY_ROWS_MAX 256u           /* decode steps of more rows are launched one by one */
+#define GEMV_SMALL ((size_t)8 << 20)  /* elements */
+#define GATE_UP_TOKENS 4096u          /* tokens whose gate and up are in memory at once */
+#define AHEAD_BYTES ((size_t)8 << 20) /* of weights that attention has fetched to the L2 cache */
+#define REPLAY_ROWS_MAX 256u          /* decode steps of more rows are launched one by one */
 #define REPLAY_OPS_MAX 2048u
 #define REPLAYS_MAX 256u
 #define RESERVE_BYTES ((uint64_t)512 << 20) /* for the libraries, whatever is asked */

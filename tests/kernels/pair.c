@@ -201,6 +201,13 @@ void act_compare(struct pair *p, const struct both_acts *a, uint32_t tokens, str
     cols_compare(p, a, tokens, a->width, worst, limit);
 }
 
+const struct shape pair_shapes[PAIR_SHAPES] = {
+    {64, 4, 2, 16, 96, 331, 16, DTYPE_BF16},       {256, 4, 1, 64, 320, 1000, 16, DTYPE_BF16},
+    {256, 8, 8, 64, 256, 257, 1, DTYPE_F16},       {512, 6, 2, 128, 704, 1537, 16, DTYPE_BF16},
+    {1024, 16, 8, 128, 3072, 4099, 1, DTYPE_BF16}, {384, 24, 1, 64, 200, 999, 5, DTYPE_F16},
+    {128, 32, 1, 128, 136, 640, 32, DTYPE_F16},    {100, 4, 4, 26, 54, 131, 3, DTYPE_BF16},
+};
+
 const struct ops_sampling greedy = {.top_p = 1.0f, .repetition_penalty = 1.0f, .logprobs = -1};
 
 /* A slot of `count` random tokens, with pages for them and a few more. */

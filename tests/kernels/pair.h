@@ -53,6 +53,10 @@ struct worst {
 
 extern const struct ops_sampling greedy;
 
+/* Of every kind: head sizes, groups of heads, page sizes, types, widths that do not divide. */
+#define PAIR_SHAPES 8u
+extern const struct shape pair_shapes[PAIR_SHAPES];
+
 struct ops_model model_of(const struct shape *s, const float *inv_freq);
 bool pair_open(struct pair *p, const struct shape *s, uint64_t seed);
 void pair_pool(struct pair *p, uint32_t tokens_max, uint32_t context_max);

@@ -12,20 +12,6 @@
 
 #define LIMIT 1e-2
 
-/* Under compute-sanitizer: what is smaller does. */
-static bool slow(void)
-{
-    return getenv("SANITIZE") != NULL;
-}
-
-static const struct shape shapes[] = {
-    {64, 4, 2, 16, 96, 331, 16, DTYPE_BF16},       {256, 4, 1, 64, 320, 1000, 16, DTYPE_BF16},
-    {256, 8, 8, 64, 256, 257, 1, DTYPE_F16},       {512, 6, 2, 128, 704, 1537, 16, DTYPE_BF16},
-    {1024, 16, 8, 128, 3072, 4099, 1, DTYPE_BF16}, {384, 24, 1, 64, 200, 999, 5, DTYPE_F16},
-    {128, 32, 1, 128, 136, 640, 32, DTYPE_F16},    {100, 4, 4, 26, 54, 131, 3, DTYPE_BF16},
-};
-#define SHAPES (sizeof shapes / sizeof *shapes)
-
 /* Rows of a step: what is in the pages already, and what is computed. */
 struct lengths {
     uint32_t start, count;
@@ -191,12 +177,13 @@ static void test_attention(void **state)
     struct worst w_rope = {"qk_norm_rope_kv", 0}, w_attention = {"attention", 0};
     (void)state;
 
-    for (size_t i = 0; i < SHAPES; i++) {
+    for (size_t i = 0; i < PAIR_SHAPES; i++) {
         struct pair p;
 
-        if (!pair_open(&p, &shapes[i], 100 + i))
+        if (!pair_open(&p, &pair_shapes[i], 100 + i))
             skip();
-        (void)weight_make(&p, WEIGHT_MATRIX, 8, shapes[i].hidden, 1.0f, 0.0f); /* tells the type */
+        (void)weight_make(&p, WEIGHT_MATRIX, 8, pair_shapes[i].hidden, 1.0f,
+                          0.0f); /* tells the type */
         pair_pool(&p, 512, 1000);
         scenes_compare(&p, scenes, sizeof scenes / sizeof *scenes, &w_rope, &w_attention);
         pair_close(&p);

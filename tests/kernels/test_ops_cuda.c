@@ -13,20 +13,6 @@
 
 #define LIMIT 1e-2
 
-/* Under compute-sanitizer: what is smaller does. */
-static bool slow(void)
-{
-    return getenv("SANITIZE") != NULL;
-}
-
-static const struct shape shapes[] = {
-    {64, 4, 2, 16, 96, 331, 16, DTYPE_BF16},       {256, 4, 1, 64, 320, 1000, 16, DTYPE_BF16},
-    {256, 8, 8, 64, 256, 257, 1, DTYPE_F16},       {512, 6, 2, 128, 704, 1537, 16, DTYPE_BF16},
-    {1024, 16, 8, 128, 3072, 4099, 1, DTYPE_BF16}, {384, 24, 1, 64, 200, 999, 5, DTYPE_F16},
-    {128, 32, 1, 128, 136, 640, 32, DTYPE_F16},    {100, 4, 4, 26, 54, 131, 3, DTYPE_BF16},
-};
-#define SHAPES (sizeof shapes / sizeof *shapes)
-
 static const uint32_t token_counts[] = {1, 2, 3, 4, 5, 7, 16, 17, 64, 129, 300};
 
 /* One slot of 300 tokens; steps of its first T tokens. */
@@ -38,8 +24,8 @@ static void test_layers(void **state)
                  w_reduce_norm = {"linear_reduce_norm: normed", 0};
     (void)state;
 
-    for (size_t i = 0; i < SHAPES; i++) {
-        const struct shape *s = &shapes[i];
+    for (size_t i = 0; i < PAIR_SHAPES; i++) {
+        const struct shape *s = &pair_shapes[i];
         uint32_t n = (s->heads + 2 * s->kv_heads) * s->head_dim;
         struct both_weights embedding, norm, w, bias, gate_up, down;
         struct both_acts residual, normed, qkv, mid;

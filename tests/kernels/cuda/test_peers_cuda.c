@@ -3,6 +3,7 @@
  * GPUs. */
 #include "tests/kernels/cuda/peers.h"
 #include "tests/kernels/cuda/ranks.h"
+#include "tests/kernels/support.h"
 
 #include "common/clock.h"
 
@@ -27,11 +28,6 @@ struct memory {
 };
 
 #define WIDTH_MAX 32768u
-
-static bool slow(void)
-{
-    return getenv("SANITIZE") != NULL;
-}
 
 static void memory_make(struct memory *m)
 {
