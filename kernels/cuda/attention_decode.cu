@@ -241,7 +241,7 @@ cudaError_t attention_decode_setup(void)
         rc = kernels_setup<__half, 64>();
     if (rc == cudaSuccess)
         rc = kernels_setup<__half, 128>();
-    return rc == cudaSuccess && chains() ? decode_hopper_setup() : rc;
+    return rc == cudaSuccess && hopper_built() ? decode_hopper_setup() : rc;
 }
 
 template <class T>
@@ -253,11 +253,10 @@ static cudaError_t launch_split_of(cudaStream_t s, const struct attention_args *
 cudaError_t launch_attention_decode(cudaStream_t s, enum half_type t,
                                     const struct attention_args *a)
 {
-    static const bool hopper = chains();
     uint32_t tiles = (a->heads / a->kv_heads + DECODE_ROWS - 1) / DECODE_ROWS;
     uint32_t units = a->decode_count * a->kv_heads * tiles;
 
-    if (hopper)
+    if (hopper_built())
         return launch_decode_hopper(s, t, a, units);
     return t == HALF_BF16 ? launch_split_of<__nv_bfloat16>(s, a, units)
                           : launch_split_of<__half>(s, a, units);

@@ -433,7 +433,5 @@ cudaError_t launch_decode_hopper(cudaStream_t s, enum half_type t, const struct 
 
 int attention_rotates(uint32_t head_dim)
 {
-    static const bool hopper = chains();
-
-    return hopper && attention_has_tiles(head_dim);
+    return hopper_built() && attention_has_tiles(head_dim);
 }

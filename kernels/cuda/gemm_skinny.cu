@@ -203,7 +203,7 @@ static __device__ __forceinline__ float4 parts_sum(uint32_t at, uint32_t parts)
     float4 part[PARTS_MAX], sum;
 
     if (parts == 1)
-        return cluster_read(at, cluster_rank());
+        return shared_read(at);
 #pragma unroll
     for (uint32_t p = 0; p < PARTS_MAX; p++)
         if (p < parts)
@@ -429,8 +429,6 @@ struct skinny_call {
 
 template <class T, int N, int P, int OUT> static cudaError_t skinny(struct skinny_call *c)
 {
-    cudaLaunchAttribute attributes[2] = {};
-    cudaLaunchConfig_t config = {};
     uint32_t stage = stage_bytes(N, c->a.rows), part = N * ROW_STRIDE * 4;
     uint32_t behind = (P * PRODUCT_ROWS - c->a.rows) * PANEL_ROW; /* what products read there */
     bool again = c->a.tiles > c->clusters; /* the ring is filled again when a tile is done */
@@ -443,18 +441,9 @@ template <class T, int N, int P, int OUT> static cudaError_t skinny(struct skinn
         behind = part - c->a.stages * stage;
     c->a.part = again ? c->a.stages * stage : 0;
     c->a.lead = again ? UINT32_MAX : c->a.stages / 2;
-    attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    attributes[0].val.programmaticStreamSerializationAllowed = 1;
-    attributes[1].id = cudaLaunchAttributeClusterDimension;
-    attributes[1].val.clusterDim.x = c->parts;
-    attributes[1].val.clusterDim.y = attributes[1].val.clusterDim.z = 1;
-    config.gridDim = dim3(c->clusters * c->parts);
-    config.blockDim = dim3(THREADS);
-    config.dynamicSmemBytes = PANEL_ALIGNMENT + c->a.stages * stage + behind;
-    config.stream = c->stream;
-    config.attrs = attributes;
-    config.numAttrs = 2;
-    return cudaLaunchKernelEx(&config, skinny_kernel<T, N, P, OUT>, c->w, c->x, c->a);
+    return launch_clustered(skinny_kernel<T, N, P, OUT>, dim3(c->clusters * c->parts), c->parts,
+                            THREADS, PANEL_ALIGNMENT + c->a.stages * stage + behind, c->stream,
+                            c->w, c->x, c->a);
 }
 
 /* Columns of the products. */

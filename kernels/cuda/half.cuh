@@ -85,23 +85,12 @@ static __device__ __forceinline__ void next_start(void)
 #endif
 }
 
-/* Other architectures run code that does not wait. */
-static inline bool chains(void)
-{
-    int device = 0, major = 0;
-
-    return cudaGetDevice(&device) == cudaSuccess &&
-           cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) ==
-               cudaSuccess &&
-           major == 9;
-}
-
-/* Blocks in clusters of `cluster` along x: one, or on Hopper up to 8. */
+/* Blocks in clusters of `cluster` along x; more than one on Hopper alone. Code that is not for
+ * Hopper does not wait, and is not chained. */
 template <class... P, class... A>
 static cudaError_t launch_clustered(void (*kernel)(P...), dim3 grid, uint32_t cluster,
                                     uint32_t threads, size_t shared, cudaStream_t s, A... args)
 {
-    static const bool hopper = chains();
     cudaLaunchAttribute attributes[2] = {};
     cudaLaunchConfig_t config = {};
 
@@ -115,7 +104,7 @@ static cudaError_t launch_clustered(void (*kernel)(P...), dim3 grid, uint32_t cl
     config.dynamicSmemBytes = shared;
     config.stream = s;
     config.attrs = attributes;
-    config.numAttrs = !hopper ? 0 : cluster > 1 ? 2 : 1;
+    config.numAttrs = !hopper_built() ? 0 : cluster > 1 ? 2 : 1;
     return cudaLaunchKernelEx(&config, kernel, P(args)...);
 }
 

@@ -267,6 +267,17 @@ static __device__ __forceinline__ void cluster_sync(void)
     asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
 
+static __device__ __forceinline__ float4 shared_read(uint32_t address)
+{
+    float4 v;
+
+    asm volatile("ld.shared.v4.f32 {%0,%1,%2,%3}, [%4];"
+                 : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
+                 : "r"(address)
+                 : "memory");
+    return v;
+}
+
 /* Four numbers at `address` of the cluster's block `rank`. */
 static __device__ __forceinline__ float4 cluster_read(uint32_t address, uint32_t rank)
 {

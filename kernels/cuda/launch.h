@@ -152,12 +152,16 @@ struct gemv_args {
 cudaError_t launch_gemv(cudaStream_t s, enum half_type type, enum gemv_out out,
                         const struct gemv_args *a);
 
-/* tensor_map.cu: arrays as Hopper's tensor copy engine reads them, in boxes that lie in shared
+/* tensor_map.cu: whether this device is a Hopper, and runs what was built for it: without, kernels
+ * do not chain, and the portable ones serve. */
+int hopper_built(void);
+
+/* Arrays as Hopper's tensor copy engine reads them, in boxes that lie in shared
  * memory with the 128-byte swizzle; outside of the array there are zeros. sizes, box: numbers,
  * innermost first, box[0] 64 at most; strides: bytes from one to the next in each dimension but the
  * first. data and strides are multiples of 16. */
 #define TENSOR_DIMENSIONS 3u
-int tensor_maps(void); /* whether this device is a Hopper, and code for it is there */
+int tensor_maps(void); /* whether there are any: hopper_built, and the driver makes them */
 cudaError_t tensor_map_make(CUtensorMap *out, enum half_type t, const void *data,
                             uint32_t dimensions, const uint32_t *sizes, const uint64_t *strides,
                             const uint32_t *box);

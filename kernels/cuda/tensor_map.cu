@@ -1,7 +1,8 @@
-/* What Hopper's tensor copy engine is told of arrays in memory. */
+/* Whether Hopper's code runs, and what its tensor copy engine is told of arrays in memory. */
 #include "kernels/cuda/half.cuh"
 
-/* A mark that code for Hopper was built, rather than code that Hopper runs too. */
+/* Has a mark where code for Hopper runs, rather than code that Hopper runs too: where none was
+ * built, or the driver was told to compile anew what it runs (CUDA_FORCE_PTX_JIT). */
 __global__ void built_kernel(uint32_t *out)
 {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
@@ -29,6 +30,13 @@ static bool hopper_find(void)
     return rc == cudaSuccess && kernel.sharedSizeBytes > 0;
 }
 
+int hopper_built(void)
+{
+    static const bool found = hopper_find();
+
+    return found;
+}
+
 typedef decltype(cuTensorMapEncodeTiled) *map_encoder;
 
 static map_encoder encoder_find(void)
@@ -37,7 +45,7 @@ static map_encoder encoder_find(void)
     void *function = NULL;
     cudaError_t rc;
 
-    if (!hopper_find())
+    if (!hopper_built())
         return NULL;
 #if CUDART_VERSION >= 12050
     rc = cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function, 12000,
