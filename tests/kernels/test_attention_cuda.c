@@ -177,7 +177,7 @@ static void test_attention(void **state)
     struct worst w_rope = {"qk_norm_rope_kv", 0}, w_attention = {"attention", 0};
     (void)state;
 
-    for (size_t i = 0; i < PAIR_SHAPES; i++) {
+    for (size_t i = 0; i < PAIR_SHAPES; i += slow() ? 2 : 1) {
         struct pair p;
 
         if (!pair_open(&p, &pair_shapes[i], 100 + i))
@@ -291,7 +291,7 @@ static void test_decode(void **state)
     struct worst w_rope = {"qk_norm_rope_kv", 0}, w_attention = {"attention of single tokens", 0};
     (void)state;
 
-    for (size_t i = 0; i < sizeof decode_shapes / sizeof *decode_shapes; i++) {
+    for (size_t i = 0; i < sizeof decode_shapes / sizeof *decode_shapes; i += slow() ? 3 : 1) {
         const struct shape *s = &decode_shapes[i];
         bool far = s->kv_heads <= 2 && !slow();
         struct pair p;
