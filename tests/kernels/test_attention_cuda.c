@@ -125,7 +125,7 @@ static void attention_compare(struct pair *p, const struct both_acts *qkv, struc
     size_t n = (size_t)tokens * out->width;
     float *first = mem_array(2 * n, sizeof *first), *again = first + n;
 
-    for (size_t i = 0; i < WINDOWS; i++) {
+    for (size_t i = 0; i < WINDOWS; i += slow() ? 4 : 1) {
         act_poison(p, out, tokens);
         for (int b = 0; b < 2; b++)
             must(p->ops[b]->attention(p->device[b], 1, qkv->a[b], windows[i], out->a[b], &err));
