@@ -17,6 +17,10 @@ $(eval $(call library,cuda))
 OBJ_cuda_cu := $(patsubst %.cu,$(BUILD)/obj/%.cu.o,$(wildcard kernels/cuda/*.cu))
 $(OBJ_cuda): OPT += -fvisibility=hidden
 $(OBJ_cuda): CPPFLAGS_ALL += -isystem $(CUDA_HOME)/include
+# Its loops over weights are what loading waits for.
+ifeq ($(VARIANT),release)
+$(BUILD)/obj/kernels/cuda/memory.o: OPT += -O3
+endif
 $(OBJ_cuda_cu): | $(BUILD)/inc/cuda
 # Penalties round as in the reference.
 $(BUILD)/obj/kernels/cuda/sample.cu.o: NVCC_FLAGS += --fmad=false

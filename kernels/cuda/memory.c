@@ -168,13 +168,11 @@ static float bf16_widen(uint16_t h)
 
 static uint16_t bf16_narrow(float f)
 {
-    uint32_t bits;
+    uint32_t bits, rounded;
 
     memcpy(&bits, &f, sizeof bits);
-    if ((bits & 0x7fffffffu) > 0x7f800000u)
-        return (uint16_t)(bits >> 16 | 0x40u);
-    bits += 0x7fffu + (bits >> 16 & 1u);
-    return (uint16_t)(bits >> 16);
+    rounded = (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
+    return (uint16_t)((bits & 0x7fffffffu) > 0x7f800000u ? bits >> 16 | 0x40u : rounded);
 }
 
 static float f16_widen(uint16_t h)
@@ -234,6 +232,13 @@ static int convert(const struct device *d, const void *src, size_t first, enum d
 {
     if (src_dtype == dtype_of(d->type)) {
         memcpy(out, (const char *)src + 2 * first, 2 * n);
+        return 0;
+    }
+    if (src_dtype == DTYPE_F32 && d->type == HALF_BF16) {
+        const float *values = (const float *)src + first;
+
+        for (size_t i = 0; i < n; i++)
+            out[i] = bf16_narrow(values[i]);
         return 0;
     }
     for (size_t i = 0; i < n; i++) {
