@@ -18,17 +18,30 @@ static uint64_t mix(uint64_t x)
 
 #define TABLE 65536u /* values that rows are cut from */
 
+static uint16_t bf16_round(float f)
+{
+    uint32_t bits;
+
+    memcpy(&bits, &f, sizeof bits);
+    return (uint16_t)((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
+}
+
 /* A row is a stretch of the table, which is a ring, from a place of its own on: as fast as copying,
  * and the same however rows and columns are cut. */
 void dummy_fill(const char *name, uint64_t width, uint64_t row, uint64_t rows, uint64_t col,
-                uint64_t cols, float mean, float scale, float *dst)
+                uint64_t cols, float mean, float scale, enum dtype dtype, void *dst)
 {
     uint64_t key = XXH64(name, strlen(name), 0);
     float range = scale * 1.7320508f * 2; /* a uniform distribution's width for that deviation */
-    float *table = mem_array(TABLE, sizeof *table);
+    size_t size = dtype_size(dtype);
+    char *table = mem_array(TABLE, size), *to = dst;
 
-    for (uint64_t i = 0; i < TABLE; i++)
-        table[i] = mean + range * ((float)(mix(key ^ i) >> 40) * 0x1p-24f - 0.5f);
+    for (uint64_t i = 0; i < TABLE; i++) {
+        float value = mean + range * ((float)(mix(key ^ i) >> 40) * 0x1p-24f - 0.5f);
+        uint16_t half = bf16_round(value);
+
+        memcpy(table + i * size, dtype == DTYPE_F32 ? (void *)&value : (void *)&half, size);
+    }
     for (uint64_t r = row; r < row + rows; r++) {
         uint64_t at = mix(key + r * width) + col;
 
@@ -36,8 +49,8 @@ void dummy_fill(const char *name, uint64_t width, uint64_t row, uint64_t rows, u
             uint64_t begin = at % TABLE;
             uint64_t count = left < TABLE - begin ? left : TABLE - begin;
 
-            memcpy(dst, table + begin, count * sizeof *dst);
-            dst += count;
+            memcpy(to, table + begin * size, count * size);
+            to += count * size;
             at += count;
             left -= count;
         }

@@ -3,11 +3,14 @@
 #ifndef PHALANX_WORKER_DUMMY_H
 #define PHALANX_WORKER_DUMMY_H
 
+#include "kernels/ops.h"
+
 #include <stdint.h>
 
 /* Rows row .. row + rows - 1, columns col .. col + cols - 1 of the tensor (any rows, width),
- * float32, uniform with standard deviation `scale` around `mean`. */
+ * uniform with standard deviation `scale` around `mean`; float32, or bfloat16 rounded from that to
+ * the nearest, ties to even. */
 void dummy_fill(const char *name, uint64_t width, uint64_t row, uint64_t rows, uint64_t col,
-                uint64_t cols, float mean, float scale, float *dst);
+                uint64_t cols, float mean, float scale, enum dtype dtype, void *dst);
 
 #endif

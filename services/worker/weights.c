@@ -16,11 +16,12 @@ struct loader {
     const struct ops *ops;
     struct device *device;
     char *staging;
+    enum dtype dummy; /* of made-up values */
     struct progress progress;
 };
 
-static int plan_check(const struct plan *p, const struct safetensors *s, uint64_t *bytes,
-                      struct err *err)
+static int plan_check(const struct plan *p, const struct safetensors *s, enum dtype dummy,
+                      uint64_t *bytes, struct err *err)
 {
     const struct tensor *t;
 
@@ -28,7 +29,7 @@ static int plan_check(const struct plan *p, const struct safetensors *s, uint64_
     for (uint32_t i = 0; i < p->count; i++) {
         for (uint32_t j = 0; j < p->items[i].part_count; j++) {
             const struct part *part = &p->items[i].parts[j];
-            uint64_t size = sizeof(float);
+            uint64_t size = dtype_size(dummy);
             int rc =
                 s ? safetensors_expect(s, part->name, part->full_rows, part->full_cols, &t, err)
                   : 0;
@@ -91,7 +92,7 @@ static int part_read(struct loader *l, const struct part *p, const struct tensor
         return safetensors_read(l->config->checkpoint, t, p->row + first, rows, p->col, p->cols,
                                 l->staging, err);
     dummy_fill(p->name, p->full_cols, p->row + first, rows, p->col, p->cols, norm ? 1 : 0,
-               dummy_scale(p), (float *)(void *)l->staging);
+               dummy_scale(p), l->dummy, l->staging);
     return 0;
 }
 
@@ -112,7 +113,7 @@ static int part_load(struct loader *l, struct weight *w, const struct part *p, u
 {
     const struct tensor *t =
         l->config->checkpoint ? safetensors_find(l->config->checkpoint, p->name) : NULL;
-    enum dtype dtype = t ? t->dtype : DTYPE_F32;
+    enum dtype dtype = t ? t->dtype : l->dummy;
     uint64_t size = dtype_size(dtype);
     uint64_t chunk = STAGING_BYTES / (p->pad_cols * size);
     int rc = 0;
@@ -153,7 +154,7 @@ static int vector_load(struct loader *l, struct weight *w, const struct item *it
         if (t && i && t->dtype != dtype)
             rc = err_set(err, ERR_UNSUPPORTED, "tensor %s: type %s, others of its group differ",
                          p->name, t->type);
-        dtype = t ? t->dtype : DTYPE_F32;
+        dtype = t ? t->dtype : l->dummy;
         if (!rc)
             rc = part_read(l, p, t, 0, 1, err);
         if (rc)
@@ -227,7 +228,11 @@ int weights_load(const struct weights_config *config, const struct ops *ops, str
 
     *out = (struct weights){.layers = mem_array(config->model->layers, sizeof *out->layers)};
     plan_init(&plan, out, config->model, config->shard);
-    rc = plan_check(&plan, config->checkpoint, &bytes, err);
+    rc = model_dtype(config->dtype, config->model->dtype, &l.dummy, err);
+    if (l.dummy != DTYPE_BF16) /* other halves are rounded by the device */
+        l.dummy = DTYPE_F32;
+    if (!rc)
+        rc = plan_check(&plan, config->checkpoint, l.dummy, &bytes, err);
     if (!rc)
         rc = check_o_bias(config, err);
     if (rc)

@@ -16,8 +16,8 @@ static float whole[ROWS * COLS], part[ROWS * COLS];
 static void test_cuts(void **state)
 {
     (void)state;
-    dummy_fill("w", COLS, 0, ROWS, 0, COLS, 0, 0.02f, whole);
-    dummy_fill("w", COLS, 7, 20, 65000, 5000, 0, 0.02f, part);
+    dummy_fill("w", COLS, 0, ROWS, 0, COLS, 0, 0.02f, DTYPE_F32, whole);
+    dummy_fill("w", COLS, 7, 20, 65000, 5000, 0, 0.02f, DTYPE_F32, part);
     for (size_t r = 0; r < 20; r++)
         assert_memory_equal(part + r * 5000, whole + (7 + r) * COLS + 65000, 5000 * sizeof *part);
 }
@@ -28,7 +28,7 @@ static void test_spread(void **state)
     const double n = (double)ROWS * COLS;
     (void)state;
 
-    dummy_fill("w", COLS, 0, ROWS, 0, COLS, 1, 0.5f, whole);
+    dummy_fill("w", COLS, 0, ROWS, 0, COLS, 1, 0.5f, DTYPE_F32, whole);
     for (size_t i = 0; i < ROWS * COLS; i++) {
         double x = (double)whole[i] - 1;
 
@@ -40,13 +40,33 @@ static void test_spread(void **state)
     assert_true(fabs(sum / n) < 0.01);
     assert_true(fabs(sqrt(squares / n) - 0.5) < 0.01);
     assert_true(fabs(together / squares) < 0.02); /* a row says nothing of the next */
-    dummy_fill("v", COLS, 0, ROWS, 0, COLS, 1, 0.5f, part);
+    dummy_fill("v", COLS, 0, ROWS, 0, COLS, 1, 0.5f, DTYPE_F32, part);
     assert_memory_not_equal(part, whole, sizeof whole);
+}
+
+static void test_halves(void **state)
+{
+    static uint16_t halves[ROWS * COLS];
+    (void)state;
+
+    dummy_fill("w", COLS, 0, ROWS, 0, COLS, 0, 0.02f, DTYPE_F32, whole);
+    dummy_fill("w", COLS, 0, ROWS, 0, COLS, 0, 0.02f, DTYPE_BF16, halves);
+    for (size_t i = 0; i < ROWS * COLS; i++) {
+        uint32_t bits = (uint32_t)halves[i] << 16;
+        float half;
+
+        memcpy(&half, &bits, sizeof half);
+        assert_true(fabsf(half - whole[i]) <= fabsf(whole[i]) / 256);
+    }
 }
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_cuts), cmocka_unit_test(test_spread)};
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_cuts),
+        cmocka_unit_test(test_spread),
+        cmocka_unit_test(test_halves),
+    };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
