@@ -117,8 +117,6 @@ struct device {
 };
 
 /* gemm.c */
-float bf16_to_f32(uint16_t h);
-uint16_t f32_to_bf16(float f);
 float f16_to_f32(uint16_t h);
 size_t weight_size(const struct weight *w);
 void weight_pack(struct weight *w, uint32_t row, uint32_t rows, const void *src, enum dtype type);

@@ -3,30 +3,11 @@
  * A weight (N, K) is stored as panels of LANES output columns: (N / LANES, K, LANES), so that one
  * step over k is one vector load and LANES results advance together. Each result is a plain sum
  * over k = 0, 1, ..., K-1: the blocking over rows and panels changes speed, never bits. */
+#include "common/bf16.h"
 #include "common/mem.h"
 #include "kernels/cpu/cpu.h"
 
 #include <string.h>
-
-float bf16_to_f32(uint16_t h)
-{
-    uint32_t bits = (uint32_t)h << 16;
-    float f;
-
-    memcpy(&f, &bits, sizeof f);
-    return f;
-}
-
-uint16_t f32_to_bf16(float f)
-{
-    uint32_t bits;
-
-    memcpy(&bits, &f, sizeof bits);
-    if ((bits & 0x7fffffffu) > 0x7f800000u)
-        return (uint16_t)(bits >> 16 | 0x40u); /* NaN stays NaN */
-    bits += 0x7fffu + (bits >> 16 & 1u);       /* round to nearest, ties to even */
-    return (uint16_t)(bits >> 16);
-}
 
 float f16_to_f32(uint16_t h)
 {
@@ -58,7 +39,7 @@ static float value_read(const void *src, enum dtype type, size_t i)
         return f;
     }
     memcpy(&h, (const char *)src + 2 * i, 2);
-    return type == DTYPE_BF16 ? bf16_to_f32(h) : f16_to_f32(h);
+    return type == DTYPE_BF16 ? bf16_widen(h) : f16_to_f32(h);
 }
 
 size_t weight_size(const struct weight *w)
@@ -85,7 +66,7 @@ void weight_pack(struct weight *w, uint32_t row, uint32_t rows, const void *src,
             if (w->dtype == DTYPE_F32)
                 ((float *)w->data)[at] = v;
             else
-                ((uint16_t *)w->data)[at] = f32_to_bf16(v);
+                ((uint16_t *)w->data)[at] = bf16_narrow(v);
         }
 }
 

@@ -1,4 +1,5 @@
 /* Device memory: allocations, weights, activations. */
+#include "common/bf16.h"
 #include "common/mem.h"
 #include "kernels/cuda/cuda.h"
 
@@ -155,24 +156,6 @@ int cuda_weight_new(struct device *d, enum weight_kind kind, enum dtype dtype, u
         d->weight_bytes += bytes;
     *out = w;
     return rc;
-}
-
-static float bf16_widen(uint16_t h)
-{
-    uint32_t bits = (uint32_t)h << 16;
-    float f;
-
-    memcpy(&f, &bits, sizeof f);
-    return f;
-}
-
-static uint16_t bf16_narrow(float f)
-{
-    uint32_t bits, rounded;
-
-    memcpy(&bits, &f, sizeof bits);
-    rounded = (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
-    return (uint16_t)((bits & 0x7fffffffu) > 0x7f800000u ? bits >> 16 | 0x40u : rounded);
 }
 
 static float f16_widen(uint16_t h)

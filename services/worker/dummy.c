@@ -1,5 +1,6 @@
 #include "services/worker/dummy.h"
 
+#include "common/bf16.h"
 #include "common/mem.h"
 
 #include <stdlib.h>
@@ -18,14 +19,6 @@ static uint64_t mix(uint64_t x)
 
 #define TABLE 65536u /* values that rows are cut from */
 
-static uint16_t bf16_round(float f)
-{
-    uint32_t bits;
-
-    memcpy(&bits, &f, sizeof bits);
-    return (uint16_t)((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
-}
-
 /* A row is a stretch of the table, which is a ring, from a place of its own on: as fast as copying,
  * and the same however rows and columns are cut. */
 void dummy_fill(const char *name, uint64_t width, uint64_t row, uint64_t rows, uint64_t col,
@@ -38,7 +31,7 @@ void dummy_fill(const char *name, uint64_t width, uint64_t row, uint64_t rows, u
 
     for (uint64_t i = 0; i < TABLE; i++) {
         float value = mean + range * ((float)(mix(key ^ i) >> 40) * 0x1p-24f - 0.5f);
-        uint16_t half = bf16_round(value);
+        uint16_t half = bf16_narrow(value);
 
         memcpy(table + i * size, dtype == DTYPE_F32 ? (void *)&value : (void *)&half, size);
     }

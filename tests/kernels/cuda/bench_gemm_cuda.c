@@ -7,6 +7,7 @@
 #include "tests/kernels/cuda/ranks.h"
 #include "tests/kernels/support.h"
 
+#include "common/bf16.h"
 #include "common/mem.h"
 
 #include <math.h>
@@ -113,14 +114,8 @@ static float *y_read(struct bench *b, enum way way, uint32_t m, size_t count)
     CUDA(call(b, way, m, 1));
     CUDA(cudaStreamSynchronize(b->d->stream));
     CUDA(cudaMemcpy(half, b->y, count * 2, cudaMemcpyDeviceToHost));
-    for (size_t i = 0; i < count; i++) {
-        union {
-            uint32_t word;
-            float f;
-        } u = {(uint32_t)half[i] << 16};
-
-        out[i] = u.f;
-    }
+    for (size_t i = 0; i < count; i++)
+        out[i] = bf16_widen(half[i]);
     free(half);
     return out;
 }

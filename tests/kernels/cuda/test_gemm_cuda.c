@@ -4,6 +4,7 @@
 #include "tests/kernels/cuda/ranks.h"
 #include "tests/kernels/support.h"
 
+#include "common/bf16.h"
 #include "common/mem.h"
 
 #include <math.h>
@@ -67,17 +68,14 @@ static const void *half_of(const struct operands *o, const float *values, uint32
 static float widen(enum half_type type, uint16_t h)
 {
     uint32_t exponent = h >> 10 & 31, fraction = h & 1023;
-    union {
-        uint32_t word;
-        float f;
-    } u = {(uint32_t)h << 16};
+    float f;
 
     if (type == HALF_BF16)
-        return u.f;
-    u.f = exponent == 31 ? fraction ? NAN : INFINITY
-          : exponent     ? ldexpf((float)(fraction + 1024), (int)exponent - 25)
-                         : ldexpf((float)fraction, -24);
-    return h >> 15 ? -u.f : u.f;
+        return bf16_widen(h);
+    f = exponent == 31 ? fraction ? NAN : INFINITY
+        : exponent     ? ldexpf((float)(fraction + 1024), (int)exponent - 25)
+                       : ldexpf((float)fraction, -24);
+    return h >> 15 ? -f : f;
 }
 
 static double dot(const struct operands *o, uint32_t k, uint32_t token, uint32_t row)
