@@ -305,6 +305,8 @@ int residual_changes(struct device *d, const struct act *residual, struct act *n
 
 /* gemm.c: y (m, n) = x (m, k) w^T + bias, y of the activation type or float32 (wide). */
 bool gemv_suits(const struct weight *w, uint32_t m);
+/* Whether the kernel for few rows takes y (m, rows of w) there. */
+bool skinny_suits(const struct weight *w, uint32_t m, uint32_t y_stride);
 /* The step's rows of x, which may be pending, by the matrix-vector kernel, which suits. */
 int gemv(struct device *d, enum gemv_out out, const struct act *x, const struct weight *w,
          const struct weight *bias, void *y, uint32_t y_stride, struct err *err);
@@ -312,10 +314,10 @@ int gemm_open(struct device *d, struct err *err);
 void gemm_close(struct device *d);
 int gemm(struct device *d, const void *x, uint32_t m, const struct weight *w,
          const struct weight *bias, void *y, uint32_t y_stride, bool wide, struct err *err);
-/* out (m, w->rows / 2) = silu(gate) * up, in one kernel; true where one is for so few rows. x is
- * not pending, nor do so few rows suit gemv. */
-bool gemm_silu(struct device *d, const struct act *x, uint32_t m, const struct weight *w,
-               struct act *out, int *rc, struct err *err);
+/* out (m, w->rows / 2) = silu(gate) * up of the step's rows of x, by the kernel for few rows, which
+ * suits. */
+int gemm_silu(struct device *d, const struct act *x, const struct weight *w, struct act *out,
+              struct err *err);
 /* Forgets what was noted (plans_noted) and chooses, for each of those products, an algorithm for
  * every number of rows; from the cache where it has them, by racing them where not. */
 int gemm_tune(struct device *d, const struct ops_warm *warm, struct err *err);

@@ -254,13 +254,10 @@ int gemm(struct device *d, const void *x, uint32_t m, const struct weight *w,
     return done == CUBLAS_STATUS_SUCCESS ? 0 : blas_fail(d, done, "product", m, p->n, p->k, err);
 }
 
-bool gemm_silu(struct device *d, const struct act *x, uint32_t m, const struct weight *w,
-               struct act *out, int *rc, struct err *err)
+int gemm_silu(struct device *d, const struct act *x, const struct weight *w, struct act *out,
+              struct err *err)
 {
-    const struct product q = {x->data, w->data, NULL, out->data, m};
+    const struct product q = {x->data, w->data, NULL, out->data, d->tokens_count};
 
-    if (!skinny_suits(w, m, out->width))
-        return false;
-    *rc = launched(d, skinny_run(d, GEMV_SILU, w->rows / 2, w->cols, out->width, &q), err);
-    return true;
+    return launched(d, skinny_run(d, GEMV_SILU, w->rows / 2, w->cols, out->width, &q), err);
 }

@@ -18,12 +18,9 @@ cublasStatus_t plan_describe(const struct device *d, struct gemm_plan *p, uint32
 void plan_free(struct gemm_plan *p);
 cublasStatus_t plan_run(const struct device *d, const struct gemm_plan *p,
                         const cublasLtMatmulAlgo_t *algo, const struct product *q);
-/* Whether the kernel for few rows takes y (m, rows of w) there. */
-bool skinny_suits(const struct weight *w, uint32_t m, uint32_t y_stride);
 cudaError_t skinny_run(const struct device *d, enum gemv_out out, uint32_t n, uint32_t k,
                        uint32_t y_stride, const struct product *q);
-/* Choose p->algo: the heuristic's first answer; the fastest of its answers, measured
- * on q. */
+/* Choose p->algo: the heuristic's first answer; the fastest of its answers, measured on q. */
 cublasStatus_t plan_guess(const struct device *d, struct gemm_plan *p);
 cublasStatus_t plan_race(const struct device *d, struct gemm_plan *p, const struct product *q);
 

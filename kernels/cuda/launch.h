@@ -156,10 +156,10 @@ cudaError_t launch_gemv(cudaStream_t s, enum half_type type, enum gemv_out out,
  * do not chain, and the portable ones serve. */
 int hopper_built(void);
 
-/* Arrays as Hopper's tensor copy engine reads them, in boxes that lie in shared
- * memory with the 128-byte swizzle; outside of the array there are zeros. sizes, box: numbers,
- * innermost first, box[0] 64 at most; strides: bytes from one to the next in each dimension but the
- * first. data and strides are multiples of 16. */
+/* Arrays as Hopper's tensor copy engine reads them, in boxes that lie in shared memory with the
+ * 128-byte swizzle; outside of the array there are zeros. sizes, box: numbers, innermost first,
+ * box[0] 64 at most; strides: bytes from one to the next in each dimension but the first. data and
+ * strides are multiples of 16. */
 #define TENSOR_DIMENSIONS 3u
 int tensor_maps(void); /* whether there are any: hopper_built, and the driver makes them */
 cudaError_t tensor_map_make(CUtensorMap *out, enum half_type t, const void *data,

@@ -250,8 +250,8 @@ static int gate_up_silu_run(struct device *d, const struct op *op, struct err *e
         return failed;
     if (suits)
         return gemv(d, GEMV_SILU, x, w, NULL, out->data, out->width, err);
-    if (gemm_silu(d, x, d->tokens_count, w, out, &failed, err))
-        return failed;
+    if (skinny_suits(w, d->tokens_count, out->width))
+        return gemm_silu(d, x, w, out, err);
     for (uint32_t t = 0; t < d->tokens_count; t += most) {
         uint32_t rows = d->tokens_count - t < most ? d->tokens_count - t : most;
 

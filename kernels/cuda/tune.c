@@ -69,8 +69,7 @@ static bool runs_queue(const struct device *d, const struct gemm_plan *p,
     return rc == CUBLAS_STATUS_SUCCESS;
 }
 
-/* The runs as a graph, as they are replayed: the host's launches would hide what short ones take.
- */
+/* The runs as a graph, as they are replayed: the host's launches hide what short ones take. */
 static cudaGraphExec_t runs_capture(const struct device *d, const struct gemm_plan *p,
                                     const cublasLtMatmulAlgo_t *algo, const struct product *q,
                                     const void *const *weights, int runs)
@@ -147,6 +146,7 @@ cublasStatus_t plan_race(const struct device *d, struct gemm_plan *p, const stru
         rc = CUBLAS_STATUS_INTERNAL_ERROR;
     for (int i = 0; i < count && rc == CUBLAS_STATUS_SUCCESS; i++) {
         float us = algo_time(d, p, &tried[i].algo, q, weights, weights_count, events);
+
         if (us < 0.0f || (best >= 0.0f && us >= best))
             continue;
         best = us;
@@ -258,21 +258,19 @@ static bool plan_recall(struct device *d, const struct tuning *t, const struct g
     const struct tuned_entry *e = tuned_find(&t->tuned, d->type, key);
     cublasLtMatmulHeuristicResult_t check;
     struct gemm_plan p = *key;
-    uint32_t rows = plan_rows(d, key);
-    bool good;
 
     if (!e)
         return false;
     p.algo = e->algo;
-    good = plan_describe(d, &p, rows) == CUBLAS_STATUS_SUCCESS &&
-           cublasLtMatmulAlgoCheck(d->blas, p.desc, p.w, p.x, p.y, p.y, &p.algo, &check) ==
-               CUBLAS_STATUS_SUCCESS &&
-           check.workspaceSize <= GEMM_WORKSPACE;
-    if (good)
+    if (plan_describe(d, &p, plan_rows(d, &p)) == CUBLAS_STATUS_SUCCESS &&
+        cublasLtMatmulAlgoCheck(d->blas, p.desc, p.w, p.x, p.y, p.y, &p.algo, &check) ==
+            CUBLAS_STATUS_SUCCESS &&
+        check.workspaceSize <= GEMM_WORKSPACE) {
         d->plans[d->plans_count++] = p;
-    else
-        plan_free(&p);
-    return good;
+        return true;
+    }
+    plan_free(&p);
+    return false;
 }
 
 static int plan_compete(struct device *d, struct tuning *t, const struct gemm_plan *key,
