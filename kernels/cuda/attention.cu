@@ -128,11 +128,14 @@ template <int D> static size_t shared_bytes(void)
     return 2 * 2 * TILE * D * 2;
 }
 
-template <class T, int D> static cudaError_t kernels_setup(void)
-{
-    return cudaFuncSetAttribute(prefill_kernel<T, D>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                (int)shared_bytes<D>());
-}
+template <class T, int D> struct prepare {
+    static cudaError_t kernels(void)
+    {
+        return cudaFuncSetAttribute(prefill_kernel<T, D>,
+                                    cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                    (int)shared_bytes<D>());
+    }
+};
 
 int attention_has_tiles(uint32_t head_dim)
 {
@@ -141,14 +144,8 @@ int attention_has_tiles(uint32_t head_dim)
 
 cudaError_t attention_setup(void)
 {
-    cudaError_t rc = kernels_setup<__nv_bfloat16, 64>();
+    cudaError_t rc = heads_prepare<prepare>();
 
-    if (rc == cudaSuccess)
-        rc = kernels_setup<__nv_bfloat16, 128>();
-    if (rc == cudaSuccess)
-        rc = kernels_setup<__half, 64>();
-    if (rc == cudaSuccess)
-        rc = kernels_setup<__half, 128>();
     if (rc == cudaSuccess)
         rc = attention_decode_setup();
     return rc == cudaSuccess ? prefill_hopper_setup() : rc;

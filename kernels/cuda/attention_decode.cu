@@ -221,26 +221,23 @@ static cudaError_t launch_split(cudaStream_t s, const struct attention_args *a, 
                           grid, THREADS, split_bytes<D>(), s, *a);
 }
 
-template <class T, int D> static cudaError_t kernels_setup(void)
-{
-    const cudaFuncAttribute most = cudaFuncAttributeMaxDynamicSharedMemorySize;
-    int bytes = (int)split_bytes<D>();
-    cudaError_t rc = cudaFuncSetAttribute(split_kernel<T, D, WARPS>, most, bytes);
+template <class T, int D> struct prepare {
+    static cudaError_t kernels(void)
+    {
+        const cudaFuncAttribute most = cudaFuncAttributeMaxDynamicSharedMemorySize;
+        int bytes = (int)split_bytes<D>();
+        cudaError_t rc = cudaFuncSetAttribute(split_kernel<T, D, WARPS>, most, bytes);
 
-    return rc == cudaSuccess ? cudaFuncSetAttribute(split_kernel<T, D, DECODE_ROWS>, most, bytes)
-                             : rc;
-}
+        return rc == cudaSuccess
+                   ? cudaFuncSetAttribute(split_kernel<T, D, DECODE_ROWS>, most, bytes)
+                   : rc;
+    }
+};
 
 cudaError_t attention_decode_setup(void)
 {
-    cudaError_t rc = kernels_setup<__nv_bfloat16, 64>();
+    cudaError_t rc = heads_prepare<prepare>();
 
-    if (rc == cudaSuccess)
-        rc = kernels_setup<__nv_bfloat16, 128>();
-    if (rc == cudaSuccess)
-        rc = kernels_setup<__half, 64>();
-    if (rc == cudaSuccess)
-        rc = kernels_setup<__half, 128>();
     return rc == cudaSuccess && hopper_built() ? decode_hopper_setup() : rc;
 }
 

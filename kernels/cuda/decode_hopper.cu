@@ -6,6 +6,7 @@
  * Queries may come as their product left them: every warp then makes its own of them, and the one
  * whose tile has the newest key makes that, for its tile and for the pages. */
 #include "kernels/cuda/decode_rope.cuh"
+#include "kernels/cuda/hopper.cuh"
 
 #define WARP_KEYS (TILE / WARPS)
 #define STAGES 3  /* tiles of a warp in shared memory */
@@ -23,7 +24,7 @@ static __host__ __device__ __forceinline__ uint32_t exchange_bytes(uint32_t grou
     return ((groups + ranks - 1 - rank) & -ranks) * 32 * 16;
 }
 
-#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
 
 /* A cluster goes through 512 positions in about 0.5 us, and a part costs about 2 us to be handed
  * on: fewer positions than SHARED_FROM are faster on one cluster alone. From there on what counts
@@ -48,11 +49,9 @@ struct team {
 static __device__ __forceinline__ void exchange_open(uint32_t barrier, uint32_t bytes)
 {
     if (threadIdx.x == 0) {
-        asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(barrier) : "memory");
-        asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-        asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier),
-                     "r"(bytes)
-                     : "memory");
+        barrier_init(barrier, 1);
+        barriers_publish();
+        barrier_expect(barrier, bytes);
     }
     __syncwarp();
     asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
@@ -367,7 +366,7 @@ static __device__ __forceinline__ void cluster_attend(const struct attention_arg
 template <class T, int D, bool ROTATE>
 __global__ void __launch_bounds__(THREADS, SM_BLOCKS) cluster_kernel(struct attention_args a)
 {
-#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
     next_start();
     cluster_attend<T, D, ROTATE>(a);
 #endif
@@ -396,24 +395,21 @@ static cudaError_t launch_clusters(cudaStream_t s, const struct attention_args *
                             THREADS, cluster_bytes<D>(rows * (D / 2) / 32, ranks), s, *a);
 }
 
-template <class T, int D> static cudaError_t kernels_setup(void)
-{
-    const cudaFuncAttribute most = cudaFuncAttributeMaxDynamicSharedMemorySize;
-    int bytes = (int)cluster_bytes<D>(DECODE_ROWS * (D / 2) / 32, CLUSTER_MAX);
-    cudaError_t rc = cudaFuncSetAttribute(cluster_kernel<T, D, false>, most, bytes);
+template <class T, int D> struct prepare {
+    static cudaError_t kernels(void)
+    {
+        const cudaFuncAttribute most = cudaFuncAttributeMaxDynamicSharedMemorySize;
+        int bytes = (int)cluster_bytes<D>(DECODE_ROWS * (D / 2) / 32, CLUSTER_MAX);
+        cudaError_t rc = cudaFuncSetAttribute(cluster_kernel<T, D, false>, most, bytes);
 
-    return rc == cudaSuccess ? cudaFuncSetAttribute(cluster_kernel<T, D, true>, most, bytes) : rc;
-}
+        return rc == cudaSuccess ? cudaFuncSetAttribute(cluster_kernel<T, D, true>, most, bytes)
+                                 : rc;
+    }
+};
 
 cudaError_t decode_hopper_setup(void)
 {
-    cudaError_t rc = kernels_setup<__nv_bfloat16, 64>();
-
-    if (rc == cudaSuccess)
-        rc = kernels_setup<__nv_bfloat16, 128>();
-    if (rc == cudaSuccess)
-        rc = kernels_setup<__half, 64>();
-    return rc == cudaSuccess ? kernels_setup<__half, 128>() : rc;
+    return heads_prepare<prepare>();
 }
 
 template <class T>

@@ -122,4 +122,16 @@ static __device__ __forceinline__ float warp_sum(float x)
     return x;
 }
 
+/* Prepare<T, D>::kernels() for both halves and the head sizes that have tensor-core kernels. */
+template <template <class, int> class Prepare> static cudaError_t heads_prepare(void)
+{
+    cudaError_t rc = Prepare<__nv_bfloat16, 64>::kernels();
+
+    if (rc == cudaSuccess)
+        rc = Prepare<__nv_bfloat16, 128>::kernels();
+    if (rc == cudaSuccess)
+        rc = Prepare<__half, 64>::kernels();
+    return rc == cudaSuccess ? Prepare<__half, 128>::kernels() : rc;
+}
+
 #endif

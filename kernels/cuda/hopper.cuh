@@ -60,17 +60,6 @@ static __device__ __forceinline__ void stores_publish(void)
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
 
-/* A box of the tensor to shared memory; coordinates: column, row in the page, page and head. */
-static __device__ __forceinline__ void box_load(const CUtensorMap *map, uint32_t to,
-                                                uint32_t barrier, uint32_t column, uint32_t row,
-                                                uint32_t unit)
-{
-    asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes "
-                 "[%0], [%1, {%3, %4, %5}], [%2];" ::"r"(to),
-                 "l"(map), "r"(barrier), "r"(column), "r"(row), "r"(unit)
-                 : "memory");
-}
-
 /* Data that is read once should not drive out of the L2 cache what is read again. */
 static __device__ __forceinline__ uint64_t policy_evict_first(void)
 {
@@ -86,6 +75,17 @@ static __device__ __forceinline__ uint64_t policy_evict_last(void)
 
     asm volatile("createpolicy.fractional.L2::evict_last.b64 %0, 1.0;" : "=l"(policy));
     return policy;
+}
+
+/* A box of the tensor to shared memory; coordinates: column, row in the page, page and head. */
+static __device__ __forceinline__ void box_load(const CUtensorMap *map, uint32_t to,
+                                                uint32_t barrier, uint32_t column, uint32_t row,
+                                                uint32_t unit)
+{
+    asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes "
+                 "[%0], [%1, {%3, %4, %5}], [%2];" ::"r"(to),
+                 "l"(map), "r"(barrier), "r"(column), "r"(row), "r"(unit)
+                 : "memory");
 }
 
 /* The same with a policy of the L2 cache. */

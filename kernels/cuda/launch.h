@@ -152,7 +152,7 @@ struct gemv_args {
 cudaError_t launch_gemv(cudaStream_t s, enum half_type type, enum gemv_out out,
                         const struct gemv_args *a);
 
-/* tensor_map.cu: whether this device is a Hopper, and runs what was built for it: without, kernels
+/* hopper.cu: whether this device is a Hopper, and runs what was built for it: without, kernels
  * do not chain, and the portable ones serve. */
 int hopper_built(void);
 

@@ -481,25 +481,18 @@ uint32_t attention_tile_rows(uint32_t head_dim, uint32_t page_size)
     return suits && tensor_maps() ? PREFILL_ROWS_HOPPER : PREFILL_ROWS;
 }
 
-template <class T, int D> static cudaError_t kernel_setup(void)
-{
-    return cudaFuncSetAttribute(prefill_hopper_kernel<T, D>,
-                                cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                (int)(layout<D>::bytes + PANEL_ALIGNMENT));
-}
+template <class T, int D> struct prepare {
+    static cudaError_t kernels(void)
+    {
+        return cudaFuncSetAttribute(prefill_hopper_kernel<T, D>,
+                                    cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                    (int)(layout<D>::bytes + PANEL_ALIGNMENT));
+    }
+};
 
 cudaError_t prefill_hopper_setup(void)
 {
-    cudaError_t rc;
-
-    if (!tensor_maps())
-        return cudaSuccess;
-    rc = kernel_setup<__nv_bfloat16, 64>();
-    if (rc == cudaSuccess)
-        rc = kernel_setup<__nv_bfloat16, 128>();
-    if (rc == cudaSuccess)
-        rc = kernel_setup<__half, 64>();
-    return rc == cudaSuccess ? kernel_setup<__half, 128>() : rc;
+    return tensor_maps() ? heads_prepare<prepare>() : cudaSuccess;
 }
 
 /* A layer's keys or values: (pages and heads, page_size, head_dim). */
