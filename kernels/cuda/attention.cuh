@@ -109,8 +109,9 @@ template <int D> static __device__ __forceinline__ void rows_reset(struct rows16
     r.sum[0] = r.sum[1] = 0.0f;
 }
 
-/* N keys from position `base` on, in shared memory. */
-template <class T, int D, int N>
+/* N keys from position `base` on, in shared memory: a key's chunk is where AT says. HALVES: 1 where
+ * nobody asked for rows 8 to 15. */
+template <class T, int D, int N, int HALVES = 2, uint32_t (*AT)(uint32_t, uint32_t) = swizzle<D>>
 static __device__ __forceinline__ void rows_attend(struct rows16<D> &r, uint32_t k_shared,
                                                    uint32_t v_shared, uint32_t base,
                                                    float scale_log2)
@@ -125,13 +126,13 @@ static __device__ __forceinline__ void rows_attend(struct rows16<D> &r, uint32_t
         for (int kk = 0; kk < D / 16; kk += 2) {
             uint32_t b[4];
 
-            load_matrices(b, k_shared + swizzle<D>(j * 8 + lane % 8, kk * 2 + lane / 8));
+            load_matrices(b, k_shared + AT(j * 8 + lane % 8, kk * 2 + lane / 8));
             half_ops<T>::mma(s[j], r.q[kk], b[0], b[1]);
             half_ops<T>::mma(s[j], r.q[kk + 1], b[2], b[3]);
         }
     }
 #pragma unroll
-    for (int h = 0; h < 2; h++) {
+    for (int h = 0; h < HALVES; h++) {
         float top = r.top[h], part = 0.0f, alpha, shift;
 
 #pragma unroll
@@ -175,7 +176,7 @@ static __device__ __forceinline__ void rows_attend(struct rows16<D> &r, uint32_t
         for (int n = 0; n < D / 8; n += 2) {
             uint32_t b[4], key = kk * 16 + lane % 8 + (lane / 8 & 1) * 8;
 
-            load_matrices_t(b, v_shared + swizzle<D>(key, n + lane / 16));
+            load_matrices_t(b, v_shared + AT(key, n + lane / 16));
             half_ops<T>::mma(r.o[n], p, b[0], b[1]);
             half_ops<T>::mma(r.o[n + 1], p, b[2], b[3]);
         }

@@ -253,7 +253,7 @@ cudaError_t launch_attention_decode(cudaStream_t s, enum half_type t,
     uint32_t tiles = (a->heads / a->kv_heads + DECODE_ROWS - 1) / DECODE_ROWS;
     uint32_t units = a->decode_count * a->kv_heads * tiles;
 
-    if (hopper_built())
+    if (attention_rotates(a->head_dim, a->page_size))
         return launch_decode_hopper(s, t, a, units);
     return t == HALF_BF16 ? launch_split_of<__nv_bfloat16>(s, a, units)
                           : launch_split_of<__half>(s, a, units);

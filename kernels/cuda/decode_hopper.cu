@@ -1,18 +1,16 @@
 /* Attention of single tokens on Hopper. The blocks of a unit are a cluster: all its warps take the
- * tiles in turn, each block hands its part of the sums to those that finish them through shared
- * memory. A long sequence is shared by several clusters, whose parts go through memory: the last
- * warp to arrive adds them up.
+ * tiles in turn, which the tensor copy engine brings into a ring of the warp; each block hands its
+ * part of the sums to those that finish them through shared memory. A long sequence is shared by
+ * several clusters, whose parts go through memory: the last warp to arrive adds them up.
  *
  * Queries may come as their product left them: every warp then makes its own of them, and the one
  * whose tile has the newest key makes that, for its tile and for the pages. */
 #include "kernels/cuda/decode_rope.cuh"
 #include "kernels/cuda/hopper.cuh"
 
-#define WARP_KEYS (TILE / WARPS)
-#define STAGES 3  /* tiles of a warp in shared memory */
-#define LOOKUPS 3 /* tiles of a warp whose places are known ahead */
+#define STAGES 3 /* tiles of a warp in shared memory */
 #define CLUSTER_MAX 8u
-#define SM_BLOCKS 2u /* that a multiprocessor holds: shared memory is for no more */
+#define SM_BLOCKS 1u
 #define PARTS_MAX 8u /* clusters of a unit */
 #define PIECE 4096u  /* bytes of weights that a thread asks for at once */
 
@@ -23,6 +21,11 @@ static __host__ __device__ __forceinline__ uint32_t exchange_bytes(uint32_t grou
 {
     return ((groups + ranks - 1 - rank) & -ranks) * 32 * 16;
 }
+
+/* A layer's pages as one matrix of keys, one of values, in tiles. */
+struct key_maps {
+    CUtensorMap k, v;
+};
 
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
 
@@ -99,60 +102,55 @@ static __device__ __forceinline__ void span_prefetch(const void *data, uint32_t 
     asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(data), "r"(bytes) : "memory");
 }
 
-/* The tiles a warp has still to load. Pages are looked up a few tiles ahead, each lane those of one
- * key. */
+/* The tiles a warp has still to load. Of 64 of them it is known ahead where they are, a lane knows
+ * two: the row where one begins, all pages being one matrix. */
 struct queue {
     uint32_t first, step; /* position of the next tile; from one to the next */
-    uint32_t end, known;  /* of the sequence; of the keys that are in the pages */
-    uint32_t pages[LOOKUPS], offsets[LOOKUPS]; /* of this lane's key of each */
+    uint32_t end;         /* of the sequence */
+    uint32_t turn;        /* tiles there were */
+    uint32_t row, later;  /* of this lane's tile of 32, of the next 32 */
 };
 
-/* i'th: of the tile `ahead` of the next one, if there is one. */
-static __device__ __forceinline__ void queue_look(struct queue &q, const struct keys &s, uint32_t i,
-                                                  uint32_t ahead)
+static __device__ __forceinline__ uint32_t queue_look(const struct queue &q, const struct keys &s,
+                                                      uint32_t ahead)
 {
-    uint32_t first = q.first + ahead * q.step, position = first + threadIdx.x % WARP_KEYS, page;
+    uint32_t position = q.first + (ahead + threadIdx.x % 32) * q.step, page;
 
-    if (first >= q.end)
-        return;
-    position = position < q.end ? position : q.end - 1;
+    if (position >= q.end)
+        return 0;
     page = position / s.page_size;
-    q.offsets[i] = position - page * s.page_size;
-    q.pages[i] = s.pages[page];
+    return (s.pages[page] * s.kv_heads + s.head) * s.page_size + position - page * s.page_size;
 }
 
-/* The next tile, if there is one, to shared memory: k, then v; one group of copies. Zeros for what
- * is not in the pages, since what nobody has written may be NaN. */
+/* The next tile, if there is one, to shared memory: k, then v. All lanes. */
 template <int D>
 static __device__ __forceinline__ void queue_load(struct queue &q, const struct keys &s,
-                                                  uint32_t to)
+                                                  const struct key_maps &maps, uint32_t to,
+                                                  uint32_t full)
 {
-    const uint32_t chunks = D / 8;
-    uint32_t lane = threadIdx.x % 32;
+    const uint32_t bytes = DECODE_KEYS * D * 2;
+    uint32_t row = __shfl_sync(0xffffffffu, q.row, q.turn % 32);
 
-    if (q.first < q.end) {
-        /* page, head and offset as one number: a layer has fewer than 2^32 keys */
-        uint32_t own = (q.pages[0] * s.kv_heads + s.head) * s.page_size + q.offsets[0];
-
-#pragma unroll
-        for (uint32_t i = 0; i < WARP_KEYS * chunks / 32; i++) {
-            uint32_t key = (i * 32 + lane) / chunks, chunk = lane % chunks;
-            size_t at = (size_t)__shfl_sync(0xffffffffu, own, key) * D + chunk * 8;
-            uint32_t dst = to + swizzle<D>(key, chunk);
-            bool valid = q.first + key < q.known;
-
-            copy16(dst, s.k + at, valid);
-            copy16(dst + WARP_KEYS * D * 2, s.v + at, valid);
-        }
+    if (q.first < q.end && threadIdx.x % 32 == 0) {
+        barrier_expect(full, 2 * bytes);
+        box_load(&maps.k, to, full, 0, row, 0);
+        box_load(&maps.v, to + bytes, full, 0, row, 0);
     }
-    copies_commit();
     q.first += q.step;
-#pragma unroll
-    for (uint32_t i = 0; i + 1 < LOOKUPS; i++) {
-        q.pages[i] = q.pages[i + 1];
-        q.offsets[i] = q.offsets[i + 1];
+    if (++q.turn % 32 == 0) {
+        q.row = q.later;
+        q.later = queue_look(q, s, 32);
     }
-    queue_look(q, s, LOOKUPS - 1, LOOKUPS - 1);
+}
+
+/* Values from the count'th key of a tile on count for nothing, but 0 * NaN is NaN. */
+template <int D> static __device__ __forceinline__ void values_clear(char *values, uint32_t count)
+{
+    for (uint32_t key = count; key < DECODE_KEYS; key++)
+#pragma unroll
+        for (uint32_t panel = 0; panel < D / PANEL; panel++)
+            *reinterpret_cast<uint32_t *>(values + (panel * DECODE_KEYS + key) * PANEL_ROW +
+                                          threadIdx.x % 32 * 4) = 0;
 }
 
 /* The i'th two numbers of a unit, a cluster's part, to where they belong: the output, or memory,
@@ -272,20 +270,24 @@ static __device__ __forceinline__ void weights_fetch(const struct attention_args
 
 /* Shared memory: the warps' rings of tiles, over which their parts go; the inbox. ROTATE: the
  * queries and the newest key are made here. */
-template <class T, int D, bool ROTATE>
-static __device__ __forceinline__ void cluster_attend(const struct attention_args &a)
+template <class T, int D, bool ROTATE, int HALVES>
+static __device__ __forceinline__ void cluster_attend(const struct attention_args &a,
+                                                      const struct key_maps &maps)
 {
     extern __shared__ uint4 shared[];
-    __shared__ uint64_t counter;
-    const uint32_t tile_bytes = 2 * WARP_KEYS * D * 2, ring_floats = STAGES * tile_bytes / 4;
-    uint32_t warp = threadIdx.x / 32, barrier = shared_address(&counter), turn = 0;
-    char *tiles = reinterpret_cast<char *>(shared) + warp * STAGES * tile_bytes;
+    __shared__ uint64_t counter, arrivals[WARPS][STAGES];
+    const uint32_t tile_bytes = 2 * DECODE_KEYS * D * 2, ring_floats = STAGES * tile_bytes / 4;
+    uint32_t warp = threadIdx.x / 32, barrier = shared_address(&counter);
+    uint32_t full = shared_address(arrivals[warp]), stage = 0, phase = 0;
+    uint32_t slack = (0u - shared_address(shared)) % PANEL_ALIGNMENT;
+    char *rings = reinterpret_cast<char *>(shared) + slack;
+    char *tiles = rings + warp * STAGES * tile_bytes;
     uint32_t ring = shared_address(tiles);
-    float *parts = reinterpret_cast<float *>(shared);
+    float *parts = reinterpret_cast<float *>(rings);
     float4 *inbox = reinterpret_cast<float4 *>(parts + WARPS * ring_floats);
     struct team t = {blockIdx.x, gridDim.x, blockIdx.z / a.decode_count, 0};
     struct unit u = unit_of(a, blockIdx.z - t.part * a.decode_count);
-    uint32_t begin = u.first / WARP_KEYS * WARP_KEYS, end = u.row.start + 1;
+    uint32_t begin = u.first / DECODE_KEYS * DECODE_KEYS, end = u.row.start + 1;
     bool own;
     struct queue q = {};
     struct query_turns<D> turns;
@@ -298,15 +300,20 @@ static __device__ __forceinline__ void cluster_attend(const struct attention_arg
         weights_fetch(a, t);
         return;
     }
-    begin += ((t.part * t.ranks + t.rank) * WARPS + warp) * WARP_KEYS;
+    begin += ((t.part * t.ranks + t.rank) * WARPS + warp) * DECODE_KEYS;
     q.first = begin;
-    q.step = t.parts * t.ranks * TILE;
+    q.step = t.parts * t.ranks * WARPS * DECODE_KEYS;
     q.end = end;
-    q.known = ROTATE ? end - 1 : end;
+    q.row = queue_look(q, u.keys, 0);
+    q.later = queue_look(q, u.keys, 32);
+    if (threadIdx.x % 32 == 0) {
 #pragma unroll
-    for (uint32_t i = 0; i < LOOKUPS; i++)
-        queue_look(q, u.keys, i, i);
-    own = ROTATE && begin < end && (end - 1 - begin) % q.step < WARP_KEYS;
+        for (uint32_t i = 0; i < STAGES; i++)
+            barrier_init(full + 8 * i, 1);
+        barriers_publish();
+    }
+    __syncwarp();
+    own = ROTATE && begin < end && (end - 1 - begin) % q.step < DECODE_KEYS;
     if (ROTATE)
         query_look(turns, a, u);
     if (own)
@@ -316,38 +323,39 @@ static __device__ __forceinline__ void cluster_attend(const struct attention_arg
     rows_reset(r);
     /* Keys of earlier positions are there since earlier steps, and the frame since the step's
      * upload: only the queries and the newest key, in one warp's last tile, have to be waited for.
-     * Unrolled, since handing on a page's number would wait for it. */
-#pragma unroll
-    for (; turn < STAGES && (ROTATE || q.first + WARP_KEYS <= u.row.start || q.first >= end);
-         turn++)
-        queue_load<D>(q, u.keys, ring + turn * tile_bytes);
+     */
+    while (q.turn < STAGES && (ROTATE || q.first + DECODE_KEYS <= u.row.start || q.first >= end))
+        queue_load<D>(q, u.keys, maps, ring + q.turn * tile_bytes, full + 8 * q.turn);
     previous_wait();
     if (!ROTATE)
         unit_query(r, a, u, end);
     else if (own)
-        unit_rotate<T, D, true>(r, n, turns, a, u, end);
+        unit_rotate<T, D, true, HALVES>(r, n, turns, a, u, end);
     else
-        unit_rotate<T, D, false>(r, n, turns, a, u, end);
-    for (; turn < STAGES; turn++)
-        queue_load<D>(q, u.keys, ring + turn * tile_bytes);
-    turn = 0;
+        unit_rotate<T, D, false, HALVES>(r, n, turns, a, u, end);
+    while (q.turn < STAGES)
+        queue_load<D>(q, u.keys, maps, ring + q.turn * tile_bytes, full + 8 * q.turn);
     for (uint32_t p = begin; p < end; p += q.step) {
-        uint32_t here = ring + turn * tile_bytes;
+        uint32_t at = stage * tile_bytes, here = ring + at;
 
-        copies_wait<STAGES - 1>();
-        __syncwarp();
-        if (own && end - p <= WARP_KEYS) {
-            char *tile = tiles + turn * tile_bytes;
+        barrier_wait(full + 8 * stage, phase);
+        if (end - p <= DECODE_KEYS) {
+            char *values = tiles + at + tile_bytes / 2;
 
-            newest_put(n, tile, tile + tile_bytes / 2, end - 1 - p);
+            if (ROTATE)
+                newest_put(n, tiles + at, values, end - 1 - p);
+            values_clear<D>(values, end - p);
             __syncwarp();
         }
-        rows_attend<T, D, WARP_KEYS>(r, here, here + tile_bytes / 2, p, a.scale * LOG2E);
+        rows_attend<T, D, DECODE_KEYS, HALVES, panel_at<DECODE_KEYS>>(
+            r, here, here + tile_bytes / 2, p, a.scale * LOG2E);
         __syncwarp();
-        queue_load<D>(q, u.keys, here);
-        turn = turn + 1 == STAGES ? 0 : turn + 1;
+        queue_load<D>(q, u.keys, maps, here, full + 8 * stage);
+        if (++stage == STAGES) {
+            stage = 0;
+            phase ^= 1;
+        }
     }
-    copies_wait<0>();
     rows_finish(r);
     rows_store(r, parts + warp * ring_floats, u.heads);
     __syncthreads();
@@ -363,25 +371,30 @@ static __device__ __forceinline__ void cluster_attend(const struct attention_arg
 
 /* Grid: (blocks of a cluster, units of a row, clusters of a unit * rows): the first clusters of all
  * units come before the others, which most lengths leave nothing to do. */
-template <class T, int D, bool ROTATE>
-__global__ void __launch_bounds__(THREADS, SM_BLOCKS) cluster_kernel(struct attention_args a)
+template <class T, int D, bool ROTATE, int HALVES>
+__global__ void __launch_bounds__(THREADS)
+    cluster_kernel(const __grid_constant__ struct attention_args a,
+                   const __grid_constant__ struct key_maps maps)
 {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
     next_start();
-    cluster_attend<T, D, ROTATE>(a);
+    cluster_attend<T, D, ROTATE, HALVES>(a, maps);
 #endif
 }
 
 template <int D> static size_t cluster_bytes(uint32_t groups, uint32_t ranks)
 {
-    return WARPS * STAGES * 2 * WARP_KEYS * D * 2 + exchange_bytes(groups, ranks, 0);
+    return PANEL_ALIGNMENT + WARPS * STAGES * 2 * DECODE_KEYS * D * 2 +
+           exchange_bytes(groups, ranks, 0);
 }
 
-/* The largest clusters with which all units fit the GPU at once: 8 blocks for up to 33 units of 132
- * multiprocessors, 4 up to 66, 2 up to 132, then single blocks. Of the largest, as many for a unit
- * as fit: so a unit has several only where few units have, which bounds what pool.c allocates. */
-template <class T, int D>
-static cudaError_t launch_clusters(cudaStream_t s, const struct attention_args *a, uint32_t units)
+/* The largest clusters with which all units fit the GPU at once, a block on a multiprocessor, where
+ * there is then room for the next kernel's: 8 blocks for up to 16 units of 132 multiprocessors, 4
+ * up to 33, 2 up to 66, then single blocks. Of the largest, as many for a unit as fit: so a unit
+ * has several only where few units have, which bounds what pool.c allocates. */
+template <class T, int D, int HALVES>
+static cudaError_t launch_clusters(cudaStream_t s, const struct attention_args *a,
+                                   const struct key_maps *maps, uint32_t units)
 {
     uint32_t group = a->heads / a->kv_heads, rows = group < DECODE_ROWS ? group : DECODE_ROWS;
     uint32_t room = SM_BLOCKS * a->multiprocessors, ranks = CLUSTER_MAX, parts;
@@ -390,20 +403,28 @@ static cudaError_t launch_clusters(cudaStream_t s, const struct attention_args *
         ranks /= 2;
     parts = room / (units * ranks);
     parts = parts < 1 ? 1 : parts > PARTS_MAX ? PARTS_MAX : parts;
-    return launch_clustered(a->rope ? cluster_kernel<T, D, true> : cluster_kernel<T, D, false>,
+    return launch_clustered(a->rope ? cluster_kernel<T, D, true, HALVES>
+                                    : cluster_kernel<T, D, false, HALVES>,
                             dim3(ranks, units / a->decode_count, parts * a->decode_count), ranks,
-                            THREADS, cluster_bytes<D>(rows * (D / 2) / 32, ranks), s, *a);
+                            THREADS, cluster_bytes<D>(rows * (D / 2) / 32, ranks), s, *a, *maps);
 }
 
 template <class T, int D> struct prepare {
+    static cudaError_t kernel(void (*kernel)(struct attention_args, struct key_maps))
+    {
+        return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                    (int)cluster_bytes<D>(DECODE_ROWS * (D / 2) / 32, CLUSTER_MAX));
+    }
+
     static cudaError_t kernels(void)
     {
-        const cudaFuncAttribute most = cudaFuncAttributeMaxDynamicSharedMemorySize;
-        int bytes = (int)cluster_bytes<D>(DECODE_ROWS * (D / 2) / 32, CLUSTER_MAX);
-        cudaError_t rc = cudaFuncSetAttribute(cluster_kernel<T, D, false>, most, bytes);
+        cudaError_t rc = kernel(cluster_kernel<T, D, false, 1>);
 
-        return rc == cudaSuccess ? cudaFuncSetAttribute(cluster_kernel<T, D, true>, most, bytes)
-                                 : rc;
+        if (rc == cudaSuccess)
+            rc = kernel(cluster_kernel<T, D, true, 1>);
+        if (rc == cudaSuccess)
+            rc = kernel(cluster_kernel<T, D, false, 2>);
+        return rc == cudaSuccess ? kernel(cluster_kernel<T, D, true, 2>) : rc;
     }
 };
 
@@ -412,22 +433,47 @@ cudaError_t decode_hopper_setup(void)
     return heads_prepare<prepare>();
 }
 
-template <class T>
-static cudaError_t launch_clusters_of(cudaStream_t s, const struct attention_args *a,
-                                      uint32_t units)
+static cudaError_t keys_map(CUtensorMap *out, enum half_type t, const struct attention_args *a,
+                            const void *data)
 {
-    return a->head_dim == 64 ? launch_clusters<T, 64>(s, a, units)
-                             : launch_clusters<T, 128>(s, a, units);
+    const uint32_t panels = a->head_dim / PANEL, rows = a->pages * a->kv_heads * a->page_size;
+    const uint32_t sizes[] = {PANEL, rows, panels}, box[] = {PANEL, DECODE_KEYS, panels};
+    const uint64_t strides[] = {(uint64_t)a->head_dim * 2, PANEL_ROW};
+
+    return tensor_map_make(out, t, data, 3, sizes, strides, box);
+}
+
+template <class T, int D>
+static cudaError_t launch_halves(cudaStream_t s, const struct attention_args *a,
+                                 const struct key_maps *maps, uint32_t units)
+{
+    return a->heads / a->kv_heads <= DECODE_ROWS / 2 ? launch_clusters<T, D, 1>(s, a, maps, units)
+                                                     : launch_clusters<T, D, 2>(s, a, maps, units);
+}
+
+template <class T>
+static cudaError_t launch_heads(cudaStream_t s, const struct attention_args *a,
+                                const struct key_maps *maps, uint32_t units)
+{
+    return a->head_dim == 64 ? launch_halves<T, 64>(s, a, maps, units)
+                             : launch_halves<T, 128>(s, a, maps, units);
 }
 
 cudaError_t launch_decode_hopper(cudaStream_t s, enum half_type t, const struct attention_args *a,
                                  uint32_t units)
 {
-    return t == HALF_BF16 ? launch_clusters_of<__nv_bfloat16>(s, a, units)
-                          : launch_clusters_of<__half>(s, a, units);
+    struct key_maps maps;
+    cudaError_t rc = keys_map(&maps.k, t, a, a->k);
+
+    if (rc == cudaSuccess)
+        rc = keys_map(&maps.v, t, a, a->v);
+    if (rc != cudaSuccess)
+        return rc;
+    return t == HALF_BF16 ? launch_heads<__nv_bfloat16>(s, a, &maps, units)
+                          : launch_heads<__half>(s, a, &maps, units);
 }
 
-int attention_rotates(uint32_t head_dim)
+int attention_rotates(uint32_t head_dim, uint32_t page_size)
 {
-    return hopper_built() && attention_has_tiles(head_dim);
+    return tensor_maps() && attention_has_tiles(head_dim) && page_size % DECODE_KEYS == 0;
 }

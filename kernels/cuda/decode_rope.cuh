@@ -4,6 +4,7 @@
 #define PHALANX_KERNELS_CUDA_DECODE_ROPE_CUH
 
 #include "kernels/cuda/attention_decode.cuh"
+#include "kernels/cuda/hopper.cuh"
 #include "kernels/cuda/rope.cuh"
 
 /* What a lane's numbers of the queries (struct rows16) are turned with: of pair i = 16 kk + 8 c +
@@ -189,15 +190,17 @@ static __device__ __forceinline__ void newest_put(const struct newest<T, D> &n, 
         for (uint32_t h = 0; h < 2; h++) {
             uint32_t column = word + h * (D / 2);
 
-            *reinterpret_cast<T *>(k + swizzle<D>(key, column / 8) + column % 8 * 2) = n.k[i][h];
+            *reinterpret_cast<T *>(k + panel_at<DECODE_KEYS>(key, column / 8) + column % 8 * 2) =
+                n.k[i][h];
         }
-        *reinterpret_cast<uint32_t *>(v + swizzle<D>(key, word / 4) + word % 4 * 4) = n.v[i];
+        *reinterpret_cast<uint32_t *>(v + panel_at<DECODE_KEYS>(key, word / 4) + word % 4 * 4) =
+            n.v[i];
     }
 }
 
 /* The queries, as unit_query has them, and for their warp (OWN) the newest key. Rows that nobody
- * asked for are another's, or zeros. */
-template <class T, int D, bool OWN>
+ * asked for are another's, or zeros. HALVES: 1 where there are at most 8. */
+template <class T, int D, bool OWN, int HALVES>
 static __device__ __forceinline__ void
 unit_rotate(struct rows16<D> &r, struct newest<T, D> &n, const struct query_turns<D> &t,
             const struct attention_args &a, const struct unit &u, uint32_t end)
@@ -211,11 +214,11 @@ unit_rotate(struct rows16<D> &r, struct newest<T, D> &n, const struct query_turn
     if (OWN)
         newest_read(n, a, u);
     rows_query(r, 0, q + (m < last ? m : last) * D);
-    rows_query(r, 1, u.heads > 8 ? q + (m + 8 < last ? m + 8 : last) * D : NULL);
+    rows_query(r, 1, HALVES > 1 ? q + (m + 8 < last ? m + 8 : last) * D : NULL);
     query_rotate<T>(r, 0, t, a);
     if (OWN)
         newest_make(n, a);
-    if (u.heads > 8)
+    if (HALVES > 1)
         query_rotate<T>(r, 1, t, a);
 }
 

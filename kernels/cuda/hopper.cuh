@@ -12,6 +12,13 @@
 #define PANEL_ROW 128u        /* bytes */
 #define PANEL_ALIGNMENT 1024u /* eight rows, after which the permutation repeats */
 
+/* Byte offset of a row's 16-byte chunk in a matrix of ROWS rows. */
+template <uint32_t ROWS>
+static __device__ __forceinline__ uint32_t panel_at(uint32_t row, uint32_t chunk)
+{
+    return (chunk / 8 * ROWS + row) * PANEL_ROW + ((chunk ^ row) & 7u) * 16;
+}
+
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
 
 static __device__ __forceinline__ void barrier_init(uint32_t barrier, uint32_t arrivals)

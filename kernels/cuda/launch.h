@@ -25,6 +25,7 @@ enum half_type { HALF_BF16, HALF_F16 };
 #define GEMV_ROWS 4u        /* rows of x that the matrix-vector kernel takes at most */
 #define GEMV_NORM_MAX 2048u /* width of rows whose norm it makes, at most */
 #define DECODE_ROWS 16u     /* query heads of one attention unit: a tensor core's rows */
+#define DECODE_KEYS 16u     /* of a warp's tile; Hopper's kernel has whole ones in a page */
 #define PREFILL_ROWS 64u
 #define PREFILL_ROWS_HOPPER 128u
 /* Numbers of a row of a part of decode attention: sums of v, top and sum of the weights; more, so
@@ -215,8 +216,9 @@ struct attention_args {
     struct span ahead[AHEAD_MAX];
 };
 int attention_has_tiles(uint32_t head_dim); /* whether tensor-core kernels exist for it */
-int attention_rotates(uint32_t head_dim);   /* whether decode attention can, on this device */
-cudaError_t attention_setup(void);          /* once a device */
+/* Whether Hopper's decode attention serves, which can rotate. */
+int attention_rotates(uint32_t head_dim, uint32_t page_size);
+cudaError_t attention_setup(void); /* once a device */
 cudaError_t launch_attention_prefill(cudaStream_t s, enum half_type t,
                                      const struct attention_args *a);
 cudaError_t launch_attention_decode(cudaStream_t s, enum half_type t,

@@ -109,5 +109,5 @@ bool norm_pends(const struct device *d, const struct weight *w)
 
 bool rope_pends(const struct device *d)
 {
-    return d->decode_count == d->tokens_count && attention_rotates(d->model.head_dim);
+    return d->decode_count == d->tokens_count && attention_rotates(d->model.head_dim, d->page_size);
 }
