@@ -1,7 +1,8 @@
 /* Products with few rows of x on Hopper, bound by the reading of w: rows of w are the rows of a
- * warpgroup's products, those of x their 8 to 32 columns. One warp keeps a ring of tiles filled by
- * the tensor copy engine; w's part of the first of them is on its way before the kernel that makes
- * x is done.
+ * warpgroup's products, those of x their 8 to 32 columns. Two warps keep a ring of tiles filled by
+ * the tensor copy engine, one w's part, and before the kernel that makes x is done, the other x's.
+ * The ring is deep, so that memory has work while kernels wait for each other, but only some of it
+ * is asked for at once: what is asked for queues up, and what others wait for behind it.
  *
  * Memory is shared evenly among the multiprocessors that ask, so a block a multiprocessor reads,
  * and all of them about the same number of bytes: a tile has as many rows as that takes, and blocks
@@ -10,14 +11,20 @@
 #include "kernels/cuda/hopper.cuh"
 
 #define CONSUMERS 128
-#define THREADS (CONSUMERS + 32)
+#define THREADS (CONSUMERS + 2 * 32)
 #define PRODUCT_ROWS 64u /* of w in one product */
 #define TILE_ROWS_MAX (2 * PRODUCT_ROWS)
 #define ROW_STRIDE (TILE_ROWS_MAX + 4) /* floats of a row of x; apart in banks */
 #define PARTS_MAX 8u
 #define STAGES_MAX 16u
-/* Two blocks find room on a multiprocessor: one computes, one of the next kernel waits loaded. */
-#define SHARED_MAX (112u << 10)
+/* Bytes of shared memory: more than half of a multiprocessor's, since two blocks of one kernel on
+ * it would take twice as long as the others. A small matrix, as those beside attention, leaves room
+ * for a block of attention's. */
+#define SHARED_LEAST (115u << 10)
+#define SHARED_SMALL (118u << 10)
+#define SHARED_LARGE (200u << 10)
+#define LARGE (40u << 20)  /* bytes of w, from there on */
+#define FLIGHT (48u << 10) /* bytes of w that a block asks for at once */
 
 struct skinny_args {
     const void *bias;
@@ -26,6 +33,7 @@ struct skinny_args {
     uint32_t rows, tiles;  /* rows: of w in a tile; of gate's and up's, half of it each */
     uint32_t stages, part; /* part: bytes from the ring's begin */
     uint32_t lead;         /* turns left when the next kernel may come */
+    uint32_t flight;       /* turns of w that are asked for at once */
 };
 
 /* Panels of a turn: what a turn takes besides its bytes counts less for a wider one. */
@@ -34,9 +42,15 @@ static __host__ __device__ constexpr uint32_t depth_of(uint32_t products)
     return products == 1 ? 2 : 1;
 }
 
+/* Of a panel of w in a stage: products want it to begin where the swizzle does. */
+static __host__ __device__ __forceinline__ uint32_t panel_rows(uint32_t rows)
+{
+    return (rows + 7) / 8 * 8;
+}
+
 static __host__ __device__ __forceinline__ uint32_t stage_bytes(uint32_t columns, uint32_t rows)
 {
-    return (columns + rows) * depth_of(rows <= PRODUCT_ROWS ? 1 : 2) * PANEL_ROW;
+    return (columns + panel_rows(rows)) * depth_of(rows <= PRODUCT_ROWS ? 1 : 2) * PANEL_ROW;
 }
 
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
@@ -44,8 +58,8 @@ static __host__ __device__ __forceinline__ uint32_t stage_bytes(uint32_t columns
  * tile + step, ... A stage has x's rows, then w's, panel by panel. A turn that is not full has
  * panels behind the last one, which are zeros. */
 struct block {
-    uint32_t ring, part;  /* in shared memory */
-    uint32_t full, empty; /* the first of the barriers */
+    uint32_t ring, part;            /* in shared memory */
+    uint32_t w_full, x_full, empty; /* the first of the barriers */
     uint32_t begin, end, tile, step;
 };
 
@@ -75,12 +89,12 @@ static __device__ __forceinline__ void w_copy(const struct block &b, const struc
                                               uint64_t policy)
 {
     uint32_t at = b.ring + p.stage * stage_bytes(N, a.rows) + N * depth_of(P) * PANEL_ROW;
-    uint32_t full = b.full + 8 * p.stage, rows = OUT == GEMV_SILU ? a.rows / 2 : a.rows;
+    uint32_t full = b.w_full + 8 * p.stage, rows = OUT == GEMV_SILU ? a.rows / 2 : a.rows;
 
-    barrier_expect(full, stage_bytes(N, a.rows));
+    barrier_expect(full, a.rows * depth_of(P) * PANEL_ROW);
 #pragma unroll
     for (uint32_t d = 0; d < depth_of(P); d++) {
-        uint32_t to = at + d * a.rows * PANEL_ROW;
+        uint32_t to = at + d * panel_rows(a.rows) * PANEL_ROW;
 
         box_load(w, to, full, 0, p.tile * rows, p.panel + d, policy);
         if (OUT == GEMV_SILU)
@@ -88,46 +102,58 @@ static __device__ __forceinline__ void w_copy(const struct block &b, const struc
     }
 }
 
-template <int N, int P>
-static __device__ __forceinline__ void x_copy(const struct block &b, const struct skinny_args &a,
-                                              const CUtensorMap *x, const struct place &p,
-                                              uint64_t policy)
-{
-    box_load(x, b.ring + p.stage * stage_bytes(N, a.rows), b.full + 8 * p.stage, 0, 0, p.panel,
-             policy);
-}
-
 template <int P> static __device__ __forceinline__ uint32_t tile_turns(const struct block &b)
 {
     return (b.end - b.begin + depth_of(P) - 1) / depth_of(P);
 }
 
+template <int P>
+static __device__ __forceinline__ uint32_t block_turns(const struct block &b,
+                                                       const struct skinny_args &a)
+{
+    return (a.tiles - b.tile + b.step - 1) / b.step * tile_turns<P>(b);
+}
+
+/* One thread. */
+template <int N, int P, int OUT>
+static __device__ __forceinline__ void w_fill(const struct block &b, const struct skinny_args &a,
+                                              const CUtensorMap *w)
+{
+    uint32_t turns = block_turns<P>(b, a);
+    uint64_t once = policy_evict_first();
+    struct place p = {0, 0, b.begin, b.tile}, landed = p;
+
+    for (uint32_t i = 0; i < turns; i++, place_next<P>(b, a, p)) {
+        barrier_wait(b.empty + 8 * p.stage, p.phase ^ 1);
+        if (i >= a.flight) {
+            barrier_wait(b.w_full + 8 * landed.stage, landed.phase);
+            place_next<P>(b, a, landed);
+        }
+        w_copy<N, P, OUT>(b, a, w, p, once);
+    }
+}
+
 /* One thread. The next kernel's blocks come when the last turns are asked for: what they ask for
  * then keeps memory busy while this kernel ends. */
-template <int N, int P, int OUT>
-static __device__ __forceinline__ void ring_fill(const struct block &b, const struct skinny_args &a,
-                                                 const CUtensorMap *w, const CUtensorMap *x)
+template <int N, int P>
+static __device__ __forceinline__ void x_fill(const struct block &b, const struct skinny_args &a,
+                                              const CUtensorMap *x)
 {
-    uint32_t left = (a.tiles - b.tile + b.step - 1) / b.step * tile_turns<P>(b);
-    uint32_t first = left < a.stages ? left : a.stages;
-    uint64_t once = policy_evict_first(), again = policy_evict_last();
-    struct place p = {0, 0, b.begin, b.tile}, q = p;
+    uint32_t left = block_turns<P>(b, a);
+    uint64_t again = policy_evict_last();
+    struct place p = {0, 0, b.begin, b.tile};
 
-    if (left <= a.lead)
+    if (left < a.lead)
         next_start();
-    for (uint32_t i = 0; i < first; i++, place_next<P>(b, a, p))
-        w_copy<N, P, OUT>(b, a, w, p, once);
     previous_wait();
-    for (uint32_t i = 0; i < first; i++, place_next<P>(b, a, q))
-        x_copy<N, P>(b, a, x, q, again);
-    if (left > a.lead && left - first < a.lead)
-        next_start();
-    for (left -= first; left; left--, place_next<P>(b, a, p)) {
+    for (; left; left--, place_next<P>(b, a, p)) {
+        uint32_t full = b.x_full + 8 * p.stage;
+
         if (left == a.lead)
             next_start();
         barrier_wait(b.empty + 8 * p.stage, p.phase ^ 1);
-        w_copy<N, P, OUT>(b, a, w, p, once);
-        x_copy<N, P>(b, a, x, p, again);
+        barrier_expect(full, N * depth_of(P) * PANEL_ROW);
+        box_load(x, b.ring + p.stage * stage_bytes(N, a.rows), full, 0, 0, p.panel, again);
     }
 }
 
@@ -140,7 +166,7 @@ static __device__ __forceinline__ void turn_multiply(const struct skinny_args &a
 #pragma unroll
     for (uint32_t d = 0; d < depth_of(P); d++) {
         uint64_t x = descriptor(at + d * N * PANEL_ROW, 16);
-        uint64_t w = descriptor(at + (depth_of(P) * N + d * a.rows) * PANEL_ROW, 16);
+        uint64_t w = descriptor(at + (depth_of(P) * N + d * panel_rows(a.rows)) * PANEL_ROW, 16);
 
 #pragma unroll
         for (uint32_t k = 0; k < PANEL / 16; k++)
@@ -166,7 +192,8 @@ static __device__ __forceinline__ void tile_multiply(const struct block &b,
     uint32_t before = 0, turns = tile_turns<P>(b);
 
     for (uint32_t i = 0; i < turns; i++, place_next<P>(b, a, p)) {
-        barrier_wait(b.full + 8 * p.stage, p.phase);
+        barrier_wait(b.w_full + 8 * p.stage, p.phase);
+        barrier_wait(b.x_full + 8 * p.stage, p.phase);
         products_fence();
         turn_multiply<T, N, P>(a, b.ring + p.stage * stage_bytes(N, a.rows), i > 0, c);
         products_wait<1>();
@@ -219,7 +246,7 @@ static __device__ __forceinline__ float4 parts_sum(uint32_t at, uint32_t parts)
 
 static __device__ __forceinline__ float silu_times(float gate, float up)
 {
-    return gate / (1.0f + expf(-gate)) * up;
+    return __fdividef(gate, 1.0f + __expf(-gate)) * up;
 }
 
 template <class T>
@@ -324,7 +351,7 @@ __global__ void __launch_bounds__(THREADS)
 {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
     extern __shared__ uint8_t shared[];
-    __shared__ uint64_t barriers[2][STAGES_MAX];
+    __shared__ uint64_t barriers[3][STAGES_MAX];
     uint32_t parts = cluster_size(), rank = blockIdx.x % parts;
     uint32_t base = (uint32_t)__cvta_generic_to_shared(shared);
     uint32_t turns = (a.k / PANEL + depth_of(P) - 1) / depth_of(P);
@@ -332,22 +359,26 @@ __global__ void __launch_bounds__(THREADS)
 
     b.ring = (base + PANEL_ALIGNMENT - 1) / PANEL_ALIGNMENT * PANEL_ALIGNMENT;
     b.part = b.ring + a.part;
-    b.full = (uint32_t)__cvta_generic_to_shared(barriers[0]);
-    b.empty = (uint32_t)__cvta_generic_to_shared(barriers[1]);
+    b.w_full = (uint32_t)__cvta_generic_to_shared(barriers[0]);
+    b.x_full = (uint32_t)__cvta_generic_to_shared(barriers[1]);
+    b.empty = (uint32_t)__cvta_generic_to_shared(barriers[2]);
     b.begin = turns * rank / parts * depth_of(P);
     b.end = turns * (rank + 1) / parts * depth_of(P);
     b.tile = blockIdx.x / parts;
     b.step = gridDim.x / parts;
     if (threadIdx.x == CONSUMERS) {
         for (uint32_t i = 0; i < a.stages; i++) {
-            barrier_init(b.full + 8 * i, 1);
+            barrier_init(b.w_full + 8 * i, 1);
+            barrier_init(b.x_full + 8 * i, 1);
             barrier_init(b.empty + 8 * i, CONSUMERS / 32);
         }
         barriers_publish();
     }
     __syncthreads();
     if (threadIdx.x == CONSUMERS)
-        ring_fill<N, P, OUT>(b, a, &w, &x);
+        w_fill<N, P, OUT>(b, a, &w);
+    if (threadIdx.x == CONSUMERS + 32)
+        x_fill<N, P>(b, a, &x);
 
     float *part = reinterpret_cast<float *>(shared + (b.part - base));
 
@@ -375,7 +406,7 @@ static bool rows_cut(uint32_t parts, uint32_t n, uint32_t boxes, uint32_t multip
     uint32_t most = multiprocessors / parts, each = 1, box;
 
     do
-        box = ceil_div(ceil_div(n, most * each), 8) * 8;
+        box = ceil_div(ceil_div(n, most * each), 4) * 4;
     while (box * boxes > TILE_ROWS_MAX && parts == 1 && ++each);
     c->parts = parts;
     c->rows = box * boxes;
@@ -430,20 +461,28 @@ struct skinny_call {
 template <class T, int N, int P, int OUT> static cudaError_t skinny(struct skinny_call *c)
 {
     uint32_t stage = stage_bytes(N, c->a.rows), part = N * ROW_STRIDE * 4;
-    uint32_t behind = (P * PRODUCT_ROWS - c->a.rows) * PANEL_ROW; /* what products read there */
+    uint32_t behind = (P * PRODUCT_ROWS - panel_rows(c->a.rows)) * PANEL_ROW; /* products read it */
+    uint32_t turns = ceil_div(ceil_div(c->a.k / PANEL, depth_of(P)), c->parts);
     bool again = c->a.tiles > c->clusters; /* the ring is filled again when a tile is done */
+    bool large = (uint64_t)c->a.n * c->a.k * (OUT == GEMV_SILU ? 4 : 2) >= LARGE;
+    uint32_t most = large ? SHARED_LARGE : SHARED_SMALL, bytes;
 
     if (again && behind < part)
         behind = part;
-    c->a.stages = (SHARED_MAX - PANEL_ALIGNMENT - behind) / stage;
+    c->a.stages = (most - PANEL_ALIGNMENT - behind) / stage;
     c->a.stages = c->a.stages < STAGES_MAX ? c->a.stages : STAGES_MAX;
+    if (!again && c->a.stages > turns)
+        c->a.stages = turns;
     if (!again && c->a.stages * stage + behind < part)
         behind = part - c->a.stages * stage;
     c->a.part = again ? c->a.stages * stage : 0;
     c->a.lead = again ? UINT32_MAX : c->a.stages / 2;
+    c->a.flight = ceil_div(FLIGHT, c->a.rows * depth_of(P) * PANEL_ROW);
+    c->a.flight = c->a.flight < c->a.stages ? c->a.flight : c->a.stages;
+    bytes = PANEL_ALIGNMENT + c->a.stages * stage + behind;
     return launch_clustered(skinny_kernel<T, N, P, OUT>, dim3(c->clusters * c->parts), c->parts,
-                            THREADS, PANEL_ALIGNMENT + c->a.stages * stage + behind, c->stream,
-                            c->w, c->x, c->a);
+                            THREADS, bytes < SHARED_LEAST ? SHARED_LEAST : bytes, c->stream, c->w,
+                            c->x, c->a);
 }
 
 /* Columns of the products. */
@@ -516,9 +555,9 @@ cudaError_t launch_skinny(cudaStream_t s, enum half_type type, enum gemv_out out
 template <class T, int N, int OUT> static cudaError_t shared_allow(void)
 {
     const cudaFuncAttribute most = cudaFuncAttributeMaxDynamicSharedMemorySize;
-    cudaError_t rc = cudaFuncSetAttribute(skinny_kernel<T, N, 1, OUT>, most, SHARED_MAX);
+    cudaError_t rc = cudaFuncSetAttribute(skinny_kernel<T, N, 1, OUT>, most, SHARED_LARGE);
 
-    return rc == cudaSuccess ? cudaFuncSetAttribute(skinny_kernel<T, N, 2, OUT>, most, SHARED_MAX)
+    return rc == cudaSuccess ? cudaFuncSetAttribute(skinny_kernel<T, N, 2, OUT>, most, SHARED_LARGE)
                              : rc;
 }
 
