@@ -75,6 +75,7 @@ $(BUILD)/tests/kernels/%: tests/kernels/%.c $(KERNEL_TEST_COMMON) $(KERNEL_TEST_
 	$(Q)$(CC) $(CPPFLAGS_ALL) -I$(BUILD)/inc/tests $(CFLAGS_ALL) -Wno-missing-prototypes \
 		$< $(KERNEL_TEST_COMMON) $(LDFLAGS_ALL) $(BUILD)/libcommon.a -lcmocka -lpthread -ldl -lm -o $@
 
+tests-build: $(KERNEL_TEST_BIN) $(PEERS_TEST_BIN)
 .PHONY: test-kernels
 test-kernels: $(if $(NVCC),$(CUDA_BACKEND)) $(CPU_BACKEND) $(KERNEL_TEST_BIN) \
 		$(PEERS_TEST_BIN)
