@@ -266,10 +266,10 @@ __global__ void __launch_bounds__(1024) one_shot_kernel(const __grid_constant__ 
     uint4 own[VPT];
     struct turn t;
 
+    next_start();
     if (NORM)
         weight_read<VPT>(a, &weight);
     previous_wait();
-    next_start();
 #pragma unroll
     for (int v = 0; v < VPT; v++) {
         uint32_t i = threadIdx.x + v * blockDim.x, at = row * a.vectors + i;
@@ -363,8 +363,8 @@ __global__ void __launch_bounds__(1024) two_shot_kernel(const __grid_constant__ 
     uint4 got[VPT];
     struct turn t;
 
-    previous_wait();
     next_start();
+    previous_wait();
     t = turn_begin(p);
     if (t.failed)
         return;
