@@ -9,6 +9,7 @@
 #include "kernels/cuda/hopper.cuh"
 
 #define STAGES 3 /* tiles of a warp in shared memory */
+#define EARLY 2  /* of them asked for at once: more is in the way of what the kernel ahead reads */
 #define CLUSTER_MAX 8u
 #define SM_BLOCKS 1u
 #define PARTS_MAX 8u /* clusters of a unit */
@@ -46,55 +47,6 @@ static __device__ __forceinline__ uint32_t parts_worth(uint32_t keys, uint32_t m
 struct team {
     uint32_t rank, ranks, part, parts;
 };
-
-/* What other blocks of the cluster send to this one's shared memory is counted by `barrier`, once:
- * it opens when `bytes` have come. Nobody may send before exchange_ready(). */
-static __device__ __forceinline__ void exchange_open(uint32_t barrier, uint32_t bytes)
-{
-    if (threadIdx.x == 0) {
-        barrier_init(barrier, 1);
-        barriers_publish();
-        barrier_expect(barrier, bytes);
-    }
-    __syncwarp();
-    asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
-}
-
-static __device__ __forceinline__ void exchange_ready(void)
-{
-    asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
-}
-
-static __device__ __forceinline__ void exchange_wait(uint32_t barrier)
-{
-    uint32_t open;
-
-    do
-        asm volatile("{\n\t"
-                     ".reg .pred p;\n\t"
-                     "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], 0;\n\t"
-                     "selp.u32 %0, 1, 0, p;\n\t"
-                     "}"
-                     : "=r"(open)
-                     : "r"(barrier)
-                     : "memory");
-    while (!open);
-}
-
-/* 16 bytes to block `rank`'s shared memory; addresses are this block's of the same things. */
-static __device__ __forceinline__ void exchange_send(uint32_t to, uint32_t barrier, uint32_t rank,
-                                                     float4 x)
-{
-    asm volatile("{\n\t"
-                 ".reg .b32 to, counter;\n\t"
-                 "mapa.shared::cluster.u32 to, %0, %2;\n\t"
-                 "mapa.shared::cluster.u32 counter, %1, %2;\n\t"
-                 "st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 "
-                 "[to], {%3, %4, %5, %6}, [counter];\n\t"
-                 "}" ::"r"(to),
-                 "r"(barrier), "r"(rank), "f"(x.x), "f"(x.y), "f"(x.z), "f"(x.w)
-                 : "memory");
-}
 
 /* A multiple of 16 bytes on its way to the L2 cache. */
 static __device__ __forceinline__ void span_prefetch(const void *data, uint32_t bytes)
@@ -324,7 +276,7 @@ static __device__ __forceinline__ void cluster_attend(const struct attention_arg
     /* Keys of earlier positions are there since earlier steps, and the frame since the step's
      * upload: only the queries and the newest key, in one warp's last tile, have to be waited for.
      */
-    while (q.turn < STAGES && (ROTATE || q.first + DECODE_KEYS <= u.row.start || q.first >= end))
+    while (q.turn < EARLY && (ROTATE || q.first + DECODE_KEYS <= u.row.start || q.first >= end))
         queue_load<D>(q, u.keys, maps, ring + q.turn * tile_bytes, full + 8 * q.turn);
     previous_wait();
     if (!ROTATE)

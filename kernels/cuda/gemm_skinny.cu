@@ -1,5 +1,5 @@
 /* Products with few rows of x on Hopper, bound by the reading of w: rows of w are the rows of a
- * warpgroup's products, those of x their 8 to 32 columns. Two warps keep a ring of tiles filled by
+ * warpgroup's products, those of x their 8 to 64 columns. Two warps keep a ring of tiles filled by
  * the tensor copy engine, one w's part, and before the kernel that makes x is done, the other x's.
  * The ring is deep, so that memory has work while kernels wait for each other, but only some of it
  * is asked for at once: what is asked for queues up, and what others wait for behind it.
@@ -17,10 +17,11 @@
 #define ROW_STRIDE (TILE_ROWS_MAX + 4) /* floats of a row of x; apart in banks */
 #define PARTS_MAX 8u
 #define STAGES_MAX 16u
-/* Bytes of shared memory: more than half of a multiprocessor's, since two blocks of one kernel on
- * it would take twice as long as the others. A small matrix, as those beside attention, leaves room
- * for a block of attention's. */
-#define SHARED_LEAST (115u << 10)
+/* Bytes of shared memory: more than half of a multiprocessor's (SHARED_HALF), since two blocks of
+ * one kernel on it would take twice as long as the others; but little (SHARED_FEW) stays little. A
+ * small matrix, as those beside attention, leaves room for a block of attention's. */
+#define SHARED_FEW (96u << 10)
+#define SHARED_HALF (115u << 10)
 #define SHARED_SMALL (118u << 10)
 #define SHARED_LARGE (200u << 10)
 #define LARGE (40u << 20)  /* bytes of w, from there on */
@@ -30,10 +31,11 @@ struct skinny_args {
     const void *bias;
     void *y;
     uint32_t m, n, k, y_stride;
-    uint32_t rows, tiles;  /* rows: of w in a tile; of gate's and up's, half of it each */
-    uint32_t stages, part; /* part: bytes from the ring's begin */
-    uint32_t lead;         /* turns left when the next kernel may come */
-    uint32_t flight;       /* turns of w that are asked for at once */
+    uint32_t rows, tiles;         /* rows: of w in a tile; of gate's and up's, half of it each */
+    uint32_t parts;               /* blocks of a tile */
+    uint32_t stages, part, inbox; /* the last two: bytes from the ring's begin */
+    uint32_t lead;                /* turns left when the next kernel may come */
+    uint32_t flight;              /* turns of w that are asked for at once */
 };
 
 /* Panels of a turn: what a turn takes besides its bytes counts less for a wider one. */
@@ -58,9 +60,11 @@ static __host__ __device__ __forceinline__ uint32_t stage_bytes(uint32_t columns
  * tile + step, ... A stage has x's rows, then w's, panel by panel. A turn that is not full has
  * panels behind the last one, which are zeros. */
 struct block {
-    uint32_t ring, part;            /* in shared memory */
-    uint32_t w_full, x_full, empty; /* the first of the barriers */
-    uint32_t begin, end, tile, step;
+    uint32_t ring;                            /* in shared memory */
+    uint32_t w_full, x_full, empty, exchange; /* barriers; of the first three the first */
+    uint32_t rank, begin, end, tile, step;
+    float *part;   /* this block's results of a tile, N rows */
+    float4 *inbox; /* what the others have of this block's share of them */
 };
 
 /* Where in the ring, and which panel of which tile. */
@@ -224,26 +228,6 @@ static __device__ __forceinline__ void part_store(const float (&c)[2][N / 2], fl
                  i / 2 % 2 * 8] = c[half][i];
 }
 
-/* Four results, the parts' sum in the order of the blocks. */
-static __device__ __forceinline__ float4 parts_sum(uint32_t at, uint32_t parts)
-{
-    float4 part[PARTS_MAX], sum;
-
-    if (parts == 1)
-        return shared_read(at);
-#pragma unroll
-    for (uint32_t p = 0; p < PARTS_MAX; p++)
-        if (p < parts)
-            part[p] = cluster_read(at, p);
-    sum = part[0];
-#pragma unroll
-    for (uint32_t p = 1; p < PARTS_MAX; p++)
-        if (p < parts)
-            sum = make_float4(sum.x + part[p].x, sum.y + part[p].y, sum.z + part[p].z,
-                              sum.w + part[p].w);
-    return sum;
-}
-
 static __device__ __forceinline__ float silu_times(float gate, float up)
 {
     return __fdividef(gate, 1.0f + __expf(-gate)) * up;
@@ -260,30 +244,102 @@ static __device__ __forceinline__ float4 bias_add(float4 v, const void *bias, ui
     return make_float4(v.x + a.x, v.y + a.y, v.z + b.x, v.w + b.y);
 }
 
+/* Of a tile's results, four of a token at a time, each of its blocks finishes a share, the first
+ * ones the first. Of SILU's, one is two: gate's and up's. */
+struct share {
+    uint32_t fours, all, most; /* of a token; of all; of a block */
+};
+
+template <int OUT>
+static __device__ __forceinline__ struct share share_of(const struct skinny_args &a)
+{
+    struct share s = {a.rows / (OUT == GEMV_SILU ? 8 : 4), 0, 0};
+
+    s.all = a.m * s.fours;
+    s.most = (s.all + a.parts - 1) / a.parts;
+    return s;
+}
+
+static __device__ __forceinline__ uint32_t share_begin(const struct share &s, uint32_t rank)
+{
+    uint32_t begin = rank * s.most;
+
+    return begin < s.all ? begin : s.all;
+}
+
+/* The i'th of this block's results. */
+static __device__ __forceinline__ const float *result_at(const struct block &b,
+                                                         const struct share &s, uint32_t i)
+{
+    return b.part + i / s.fours * ROW_STRIDE + i % s.fours * 4;
+}
+
+/* What others finish, to them. */
+template <int OUT>
+static __device__ __forceinline__ void results_send(const struct block &b,
+                                                    const struct skinny_args &a)
+{
+    const uint32_t each = OUT == GEMV_SILU ? 2 : 1;
+    struct share s = share_of<OUT>(a);
+
+    for (uint32_t i = threadIdx.x; i < s.all; i += CONSUMERS) {
+        uint32_t to = i / s.most, at = (b.rank * s.most + i - to * s.most) * each;
+
+        if (to == b.rank)
+            continue;
+#pragma unroll
+        for (uint32_t k = 0; k < each; k++)
+            exchange_send((uint32_t)__cvta_generic_to_shared(b.inbox + at + k), b.exchange, to,
+                          *reinterpret_cast<const float4 *>(result_at(b, s, i) + k * s.fours * 4));
+    }
+}
+
+/* Four results: the sum of the parts in the order of the blocks. others: the first one's. */
+static __device__ __forceinline__ float4 parts_sum(const struct block &b,
+                                                   const struct skinny_args &a, const float *own,
+                                                   const float4 *others, uint32_t apart)
+{
+    float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+    float4 mine = *reinterpret_cast<const float4 *>(own);
+
+    if (a.parts == 1)
+        return mine;
+#pragma unroll
+    for (uint32_t p = 0; p < PARTS_MAX; p++)
+        if (p < a.parts) {
+            float4 x = p == b.rank ? mine : others[p * apart];
+
+            sum = make_float4(sum.x + x.x, sum.y + x.y, sum.z + x.z, sum.w + x.w);
+        }
+    return sum;
+}
+
 /* This block's share of a tile's results to y. */
 template <class T, int OUT>
-static __device__ __forceinline__ void results_store(const struct skinny_args &a, uint32_t part,
-                                                     uint32_t tile, uint32_t parts)
+static __device__ __forceinline__ void results_store(const struct block &b,
+                                                     const struct skinny_args &a, uint32_t tile)
 {
     typedef half_ops<T> ops;
-    uint32_t rows = OUT == GEMV_SILU ? a.rows / 2 : a.rows, fours = rows / 4, all = a.m * fours;
-    uint32_t rank = parts == 1 ? 0 : cluster_rank(), end = all * (rank + 1) / parts;
+    const uint32_t each = OUT == GEMV_SILU ? 2 : 1;
+    struct share s = share_of<OUT>(a);
+    uint32_t begin = share_begin(s, b.rank), end = share_begin(s, b.rank + 1);
 
-    for (uint32_t i = all * rank / parts + threadIdx.x; i < end; i += CONSUMERS) {
-        uint32_t token = i / fours, r = i % fours * 4, row = tile * rows + r;
-        uint32_t at = part + (token * ROW_STRIDE + r) * 4;
+#pragma unroll 4
+    for (uint32_t i = begin + threadIdx.x; i < end; i += CONSUMERS) {
+        uint32_t token = i / s.fours, row = (tile * s.fours + i % s.fours) * 4;
+        const float *own = result_at(b, s, i);
+        const float4 *others = b.inbox + (i - begin) * each;
         size_t to = (size_t)token * a.y_stride + row;
-        float4 v;
+        float4 v = parts_sum(b, a, own, others, s.most * each);
 
         if (row >= a.n)
             continue;
-        v = parts_sum(at, parts);
         if (OUT == GEMV_FLOAT) {
             *reinterpret_cast<float4 *>(static_cast<float *>(a.y) + to) = v;
             continue;
         }
         if (OUT == GEMV_SILU) {
-            float4 up = parts_sum(at + rows * 4, parts);
+            float4 up = parts_sum(b, a, own + s.fours * 4, others + 1, s.most * each);
 
             v = make_float4(silu_times(v.x, up.x), silu_times(v.y, up.y), silu_times(v.z, up.z),
                             silu_times(v.w, up.w));
@@ -303,7 +359,7 @@ static __device__ __forceinline__ void consumers_sync(void)
 /* All tiles of a block that has its k alone; `part` is read before it is written again. */
 template <class T, int N, int P, int OUT>
 static __device__ __forceinline__ void tiles_multiply(const struct block &b,
-                                                      const struct skinny_args &a, float *part)
+                                                      const struct skinny_args &a)
 {
     struct place p = {0, 0, b.begin, b.tile};
 
@@ -313,17 +369,16 @@ static __device__ __forceinline__ void tiles_multiply(const struct block &b,
 
         tile_multiply<T, N, P>(b, a, p, c);
         consumers_sync();
-        part_store<N, P>(c, part);
+        part_store<N, P>(c, b.part);
         consumers_sync();
-        results_store<T, OUT>(a, b.part, tile, 1);
+        results_store<T, OUT>(b, a, tile);
     }
 }
 
-/* The one tile of a cluster. All threads of its blocks come here; they leave together, since others
- * read a block's part. */
+/* The one tile of a cluster. All threads of its blocks come here. */
 template <class T, int N, int P, int OUT>
-static __device__ __forceinline__ void
-tile_share(const struct block &b, const struct skinny_args &a, float *part, uint32_t parts)
+static __device__ __forceinline__ void tile_share(const struct block &b,
+                                                  const struct skinny_args &a)
 {
     if (threadIdx.x < CONSUMERS) {
         struct place p = {0, 0, b.begin, b.tile};
@@ -331,14 +386,16 @@ tile_share(const struct block &b, const struct skinny_args &a, float *part, uint
 
         tile_multiply<T, N, P>(b, a, p, c);
         consumers_sync();
-        part_store<N, P>(c, part);
+        part_store<N, P>(c, b.part);
+        consumers_sync();
     }
     __syncwarp();
-    cluster_sync();
-    if (threadIdx.x < CONSUMERS)
-        results_store<T, OUT>(a, b.part, b.tile, parts);
-    __syncwarp();
-    cluster_sync();
+    exchange_ready();
+    if (threadIdx.x < CONSUMERS) {
+        results_send<OUT>(b, a);
+        exchange_wait(b.exchange);
+        results_store<T, OUT>(b, a, b.tile);
+    }
 }
 #endif
 
@@ -352,20 +409,24 @@ __global__ void __launch_bounds__(THREADS)
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
     extern __shared__ uint8_t shared[];
     __shared__ uint64_t barriers[3][STAGES_MAX];
-    uint32_t parts = cluster_size(), rank = blockIdx.x % parts;
+    __shared__ uint64_t exchange;
     uint32_t base = (uint32_t)__cvta_generic_to_shared(shared);
-    uint32_t turns = (a.k / PANEL + depth_of(P) - 1) / depth_of(P);
+    uint32_t turns = (a.k / PANEL + depth_of(P) - 1) / depth_of(P), slack;
     struct block b = {};
 
     b.ring = (base + PANEL_ALIGNMENT - 1) / PANEL_ALIGNMENT * PANEL_ALIGNMENT;
-    b.part = b.ring + a.part;
+    slack = b.ring - base;
+    b.part = reinterpret_cast<float *>(shared + slack + a.part);
+    b.inbox = reinterpret_cast<float4 *>(shared + slack + a.inbox);
     b.w_full = (uint32_t)__cvta_generic_to_shared(barriers[0]);
     b.x_full = (uint32_t)__cvta_generic_to_shared(barriers[1]);
     b.empty = (uint32_t)__cvta_generic_to_shared(barriers[2]);
-    b.begin = turns * rank / parts * depth_of(P);
-    b.end = turns * (rank + 1) / parts * depth_of(P);
-    b.tile = blockIdx.x / parts;
-    b.step = gridDim.x / parts;
+    b.exchange = (uint32_t)__cvta_generic_to_shared(&exchange);
+    b.rank = blockIdx.x % a.parts;
+    b.begin = turns * b.rank / a.parts * depth_of(P);
+    b.end = turns * (b.rank + 1) / a.parts * depth_of(P);
+    b.tile = blockIdx.x / a.parts;
+    b.step = gridDim.x / a.parts;
     if (threadIdx.x == CONSUMERS) {
         for (uint32_t i = 0; i < a.stages; i++) {
             barrier_init(b.w_full + 8 * i, 1);
@@ -374,18 +435,22 @@ __global__ void __launch_bounds__(THREADS)
         }
         barriers_publish();
     }
+    __syncwarp();
+    if (a.parts > 1) {
+        struct share s = share_of<OUT>(a);
+        uint32_t own = share_begin(s, b.rank + 1) - share_begin(s, b.rank);
+
+        exchange_open(b.exchange, own * (a.parts - 1) * (OUT == GEMV_SILU ? 32 : 16));
+    }
     __syncthreads();
     if (threadIdx.x == CONSUMERS)
         w_fill<N, P, OUT>(b, a, &w);
     if (threadIdx.x == CONSUMERS + 32)
         x_fill<N, P>(b, a, &x);
-
-    float *part = reinterpret_cast<float *>(shared + (b.part - base));
-
-    if (parts > 1)
-        tile_share<T, N, P, OUT>(b, a, part, parts);
+    if (a.parts > 1)
+        tile_share<T, N, P, OUT>(b, a);
     else if (threadIdx.x < CONSUMERS)
-        tiles_multiply<T, N, P, OUT>(b, a, part);
+        tiles_multiply<T, N, P, OUT>(b, a);
 #endif
 }
 
@@ -455,40 +520,39 @@ struct skinny_call {
     cudaStream_t stream;
     CUtensorMap w, x;
     struct skinny_args a;
-    uint32_t parts, clusters;
+    uint32_t clusters;
 };
 
 template <class T, int N, int P, int OUT> static cudaError_t skinny(struct skinny_call *c)
 {
-    uint32_t stage = stage_bytes(N, c->a.rows), part = N * ROW_STRIDE * 4;
+    const uint32_t stage = stage_bytes(N, c->a.rows), part = N * ROW_STRIDE * 4;
+    const bool again = c->a.tiles > c->clusters; /* the ring is filled again when a tile is done */
+    const bool large = (uint64_t)c->a.n * c->a.k * (OUT == GEMV_SILU ? 4 : 2) >= LARGE;
     uint32_t behind = (P * PRODUCT_ROWS - panel_rows(c->a.rows)) * PANEL_ROW; /* products read it */
-    uint32_t turns = ceil_div(ceil_div(c->a.k / PANEL, depth_of(P)), c->parts);
-    bool again = c->a.tiles > c->clusters; /* the ring is filled again when a tile is done */
-    bool large = (uint64_t)c->a.n * c->a.k * (OUT == GEMV_SILU ? 4 : 2) >= LARGE;
-    uint32_t most = large ? SHARED_LARGE : SHARED_SMALL, bytes;
+    uint32_t inbox = c->a.parts == 1 ? 0 : (N * c->a.rows / 4 + 2 * c->a.parts) * 16, bytes;
 
     if (again && behind < part)
         behind = part;
-    c->a.stages = (most - PANEL_ALIGNMENT - behind) / stage;
+    c->a.stages =
+        ((large ? SHARED_LARGE : SHARED_SMALL) - PANEL_ALIGNMENT - behind - inbox) / stage;
     c->a.stages = c->a.stages < STAGES_MAX ? c->a.stages : STAGES_MAX;
-    if (!again && c->a.stages > turns)
-        c->a.stages = turns;
     if (!again && c->a.stages * stage + behind < part)
         behind = part - c->a.stages * stage;
     c->a.part = again ? c->a.stages * stage : 0;
+    c->a.inbox = c->a.stages * stage + behind;
     c->a.lead = again ? UINT32_MAX : c->a.stages / 2;
     c->a.flight = ceil_div(FLIGHT, c->a.rows * depth_of(P) * PANEL_ROW);
     c->a.flight = c->a.flight < c->a.stages ? c->a.flight : c->a.stages;
-    bytes = PANEL_ALIGNMENT + c->a.stages * stage + behind;
-    return launch_clustered(skinny_kernel<T, N, P, OUT>, dim3(c->clusters * c->parts), c->parts,
-                            THREADS, bytes < SHARED_LEAST ? SHARED_LEAST : bytes, c->stream, c->w,
-                            c->x, c->a);
+    bytes = PANEL_ALIGNMENT + c->a.inbox + inbox;
+    bytes = bytes > SHARED_FEW && bytes < SHARED_HALF ? SHARED_HALF : bytes;
+    return launch_clustered(skinny_kernel<T, N, P, OUT>, dim3(c->clusters * c->a.parts), c->a.parts,
+                            THREADS, bytes, c->stream, c->w, c->x, c->a);
 }
 
 /* Columns of the products. */
 static uint32_t columns_of(uint32_t m)
 {
-    return m <= 8 ? 8 : m <= 16 ? 16 : SKINNY_ROWS;
+    return m <= 8 ? 8 : m <= 16 ? 16 : m <= 32 ? 32 : SKINNY_ROWS;
 }
 
 template <class T, int N, int OUT> static cudaError_t skinny_products(struct skinny_call *c)
@@ -503,6 +567,8 @@ template <class T, int OUT> static cudaError_t skinny_columns(struct skinny_call
         return skinny_products<T, 8, OUT>(c);
     case 16:
         return skinny_products<T, 16, OUT>(c);
+    case 32:
+        return skinny_products<T, 32, OUT>(c);
     default:
         return skinny_products<T, SKINNY_ROWS, OUT>(c);
     }
@@ -539,7 +605,7 @@ cudaError_t launch_skinny(cudaStream_t s, enum half_type type, enum gemv_out out
     if (rc != cudaSuccess)
         return rc;
     c.stream = s;
-    c.parts = cut.parts;
+    c.a.parts = cut.parts;
     c.clusters = cut.clusters;
     c.a.bias = p->bias;
     c.a.y = p->y;
@@ -567,6 +633,8 @@ template <class T, int OUT> static cudaError_t setup_rows(void)
 
     if (rc == cudaSuccess)
         rc = shared_allow<T, 16, OUT>();
+    if (rc == cudaSuccess)
+        rc = shared_allow<T, 32, OUT>();
     return rc == cudaSuccess ? shared_allow<T, SKINNY_ROWS, OUT>() : rc;
 }
 

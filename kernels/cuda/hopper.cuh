@@ -185,7 +185,7 @@ template <class T> struct products;
 PRODUCTS(__nv_bfloat16, "bf16");
 PRODUCTS(__half, "f16");
 
-/* few: c (64 x N) (+)= a b^T for N of 8, 16 or 32, both in shared memory, as scores. */
+/* few: c (64 x N) (+)= a b^T for N of 8, 16, 32 or 64, both in shared memory, as scores. */
 template <class T> struct products_few;
 
 #define FEW(N, type, names, outs, a_at, b_at, adds_at)                                             \
@@ -214,6 +214,11 @@ template <class T> struct products_few;
                                                    int adds)                                       \
         {                                                                                          \
             FEW("32", type, NAMES16, OUT16(c, 0), "%16", "%17", "%18");                            \
+        }                                                                                          \
+        static __device__ __forceinline__ void few(float (&c)[32], uint64_t a, uint64_t b,         \
+                                                   int adds)                                       \
+        {                                                                                          \
+            FEW("64", type, NAMES32, OUT32(c), "%32", "%33", "%34");                               \
         }                                                                                          \
     }
 
@@ -251,52 +256,53 @@ template <int N> static __device__ __forceinline__ void products_wait(void)
     asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory");
 }
 
-static __device__ __forceinline__ uint32_t cluster_size(void)
+/* What other blocks of the cluster send to this one's shared memory is counted by `barrier`, once:
+ * it opens when `bytes` have come. Nobody may send before exchange_ready(). */
+static __device__ __forceinline__ void exchange_open(uint32_t barrier, uint32_t bytes)
 {
-    uint32_t n;
-
-    asm("mov.u32 %0, %%cluster_nctarank;" : "=r"(n));
-    return n;
+    if (threadIdx.x == 0) {
+        barrier_init(barrier, 1);
+        barriers_publish();
+        barrier_expect(barrier, bytes);
+    }
+    __syncwarp();
+    asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
 }
 
-static __device__ __forceinline__ uint32_t cluster_rank(void)
+static __device__ __forceinline__ void exchange_ready(void)
 {
-    uint32_t n;
-
-    asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(n));
-    return n;
-}
-
-/* Every thread of the cluster; what they wrote to shared memory is seen behind it. */
-static __device__ __forceinline__ void cluster_sync(void)
-{
-    asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
     asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
 
-static __device__ __forceinline__ float4 shared_read(uint32_t address)
+static __device__ __forceinline__ void exchange_wait(uint32_t barrier)
 {
-    float4 v;
+    uint32_t open;
 
-    asm volatile("ld.shared.v4.f32 {%0,%1,%2,%3}, [%4];"
-                 : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
-                 : "r"(address)
-                 : "memory");
-    return v;
+    do
+        asm volatile("{\n\t"
+                     ".reg .pred p;\n\t"
+                     "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], 0;\n\t"
+                     "selp.u32 %0, 1, 0, p;\n\t"
+                     "}"
+                     : "=r"(open)
+                     : "r"(barrier)
+                     : "memory");
+    while (!open);
 }
 
-/* Four numbers at `address` of the cluster's block `rank`. */
-static __device__ __forceinline__ float4 cluster_read(uint32_t address, uint32_t rank)
+/* 16 bytes to block `rank`'s shared memory; addresses are this block's of the same things. */
+static __device__ __forceinline__ void exchange_send(uint32_t to, uint32_t barrier, uint32_t rank,
+                                                     float4 x)
 {
-    uint32_t there;
-    float4 v;
-
-    asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(address), "r"(rank));
-    asm volatile("ld.shared::cluster.v4.f32 {%0,%1,%2,%3}, [%4];"
-                 : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
-                 : "r"(there)
+    asm volatile("{\n\t"
+                 ".reg .b32 to, counter;\n\t"
+                 "mapa.shared::cluster.u32 to, %0, %2;\n\t"
+                 "mapa.shared::cluster.u32 counter, %1, %2;\n\t"
+                 "st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 "
+                 "[to], {%3, %4, %5, %6}, [counter];\n\t"
+                 "}" ::"r"(to),
+                 "r"(barrier), "r"(rank), "f"(x.x), "f"(x.y), "f"(x.z), "f"(x.w)
                  : "memory");
-    return v;
 }
 
 #endif

@@ -169,7 +169,7 @@ cudaError_t tensor_map_make(CUtensorMap *out, enum half_type t, const void *data
 
 /* gemm_skinny.cu, where there are tensor maps: y (m, n) = x (m, k) w^T for up to SKINNY_ROWS rows;
  * k % 64 == 0, n % 4 == 0, y_stride % 4 == 0. */
-#define SKINNY_ROWS 32u
+#define SKINNY_ROWS 64u
 struct skinny_product {
     const void *x, *w, *bias; /* bias: GEMV_HALF alone, or NULL */
     void *y;

@@ -35,7 +35,7 @@ static const struct shape shapes[] = {
     {"0.6B qkv", 4096, 1024},   {"0.6B o", 1024, 2048},       {"0.6B gate_up", 6144, 1024},
     {"0.6B down", 1024, 3072},  {"0.6B head", 151936, 1024},
 };
-static const uint32_t rows[] = {1, 2, 4, 8, 16, 32};
+static const uint32_t rows[] = {1, 2, 4, 8, 16, 32, 64};
 
 struct bench {
     struct device *d;
