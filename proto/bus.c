@@ -506,7 +506,7 @@ void bus_close(struct bus **self)
         return;
     bus_flush(bus);
     for (struct bus_peer *p = bus->peers; p && bus->socket; p = p->next) {
-        const struct proto_bye bye = {.reason = proto_str("ended")};
+        const struct proto_bye bye = {.reason = proto_str(BUS_ENDED)};
         if (p->attached && !p->link.unsent)
             bus_send_control(bus, peer_route(p), PROTO_BYE, &bye);
     }

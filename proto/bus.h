@@ -20,6 +20,9 @@
 #include <uv.h>
 
 struct bus;
+/* on_down's reason where the peer has said that it ends. */
+#define BUS_ENDED "ended"
+
 struct bus_peer; /* lives from on_up to the end of on_down, or to bus_refuse or bus_close */
 
 struct bus_callbacks {

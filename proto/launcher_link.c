@@ -2,6 +2,8 @@
 
 #include "common/log.h"
 
+#include <string.h>
+
 static void on_up(void *ctx, struct bus_peer *peer)
 {
     (void)ctx;
@@ -20,7 +22,8 @@ static void on_message(void *ctx, struct bus_peer *peer, const struct proto_head
 static void on_down(void *ctx, struct bus_peer *peer, const char *reason)
 {
     (void)ctx;
-    log_warn("peer=%s is gone: %s", bus_peer_name(peer), reason);
+    log_line(strcmp(reason, BUS_ENDED) ? LOG_WARN : LOG_INFO, "peer=%s is gone: %s",
+             bus_peer_name(peer), reason);
 }
 
 static void on_refused(void *ctx, const char *reason)

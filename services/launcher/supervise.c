@@ -17,6 +17,7 @@
 
 #define REPEAT_US 300000  /* a signal sent again so soon is the same one, by another way */
 #define KILL_WAIT_MS 3000 /* a process that outlives SIGKILL so long hangs in the kernel */
+#define ALL_ROLES (-1)
 
 /* ---- starting ---- */
 
@@ -281,10 +282,13 @@ void supervisor_reap(struct supervisor *s)
 
 /* ---- ending ---- */
 
-static void supervisor_signal(struct supervisor *s, int number)
+static bool supervisor_has(const struct supervisor *s, int role)
 {
-    for (struct child *c = s->children; c; c = c->next)
-        child_signal(c, number);
+    const struct child *c = s->children;
+
+    while (c && role != ALL_ROLES && (int)c->role != role)
+        c = c->next;
+    return c != NULL;
 }
 
 static void on_timer(uv_timer_t *timer)
@@ -292,13 +296,13 @@ static void on_timer(uv_timer_t *timer)
     (void)timer; /* has woken the loop */
 }
 
-/* Waits until all have ended; gives up after wait_ms, or when *hurry. */
-static void supervisor_wait(struct supervisor *s, int wait_ms, const bool *hurry)
+/* Waits until all of that role have ended; gives up after wait_ms, or when *hurry. */
+static void supervisor_wait(struct supervisor *s, int role, int wait_ms, const bool *hurry)
 {
     int64_t deadline_us = clock_mono_us() + (int64_t)wait_ms * 1000;
 
     (void)uv_timer_start(&s->timer, on_timer, (uint64_t)wait_ms, 10);
-    while (s->children && !*hurry && clock_mono_us() < deadline_us)
+    while (supervisor_has(s, role) && !*hurry && clock_mono_us() < deadline_us)
         (void)uv_run(s->loop, UV_RUN_ONCE);
     (void)uv_timer_stop(&s->timer);
 }
@@ -317,16 +321,25 @@ static void supervisor_sweep(void)
     (void)fclose(children);
 }
 
+/* Those that need others end before these, so that nobody sees one go that it still needs. One that
+ * takes long holds up the next role for a part of the time alone. */
 void supervisor_stop(struct supervisor *s, int grace_ms)
 {
     static const bool never = false;
+    const int role_ms = grace_ms / 8;
 
     s->stopping = true;
-    supervisor_signal(s, SIGTERM);
-    supervisor_wait(s, grace_ms, &s->hurry);
-    for (struct child *c = s->children; c; c = c->next)
+    for (int role = CHILD_GATEWAY; role <= CHILD_WORKER; role++) {
+        for (struct child *c = s->children; c; c = c->next)
+            if ((int)c->role == role)
+                child_signal(c, SIGTERM);
+        supervisor_wait(s, role, role_ms, &s->hurry);
+    }
+    supervisor_wait(s, ALL_ROLES, grace_ms - 4 * role_ms, &s->hurry);
+    for (struct child *c = s->children; c; c = c->next) {
         log_warn("%s did not stop, killing it", c->name);
-    supervisor_signal(s, SIGKILL);
-    supervisor_wait(s, KILL_WAIT_MS, &never);
+        child_signal(c, SIGKILL);
+    }
+    supervisor_wait(s, ALL_ROLES, KILL_WAIT_MS, &never);
     supervisor_sweep();
 }

@@ -2,6 +2,8 @@
 #include "common/log.h"
 #include "services/scheduler/service_private.h"
 
+#include <string.h>
+
 void control_status(struct service *s)
 {
     struct scheduler_stats now = {0};
@@ -37,7 +39,8 @@ static void on_control_down(void *ctx, struct bus_peer *peer, const char *reason
     struct service *s = ctx;
 
     s->launcher = NULL;
-    log_warn("launcher=%s is gone: %s", bus_peer_name(peer), reason);
+    log_line(strcmp(reason, BUS_ENDED) ? LOG_WARN : LOG_INFO, "launcher=%s is gone: %s",
+             bus_peer_name(peer), reason);
 }
 
 static void on_control_refused(void *ctx, const char *reason)

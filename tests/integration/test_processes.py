@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import shutil
 import signal
 import socket
@@ -102,6 +103,7 @@ def test_serves_and_stops(node, tmp_path):
     assert gone(pids)
     assert not (tmp_path / "run").exists()
     assert "phalanx: stopped (SIGINT)" in server.text()
+    assert not re.search(" (WARN|ERROR) ", server.text()[len(text):])  # they end in order
 
 
 @pytest.mark.parametrize("name", NAMES)
