@@ -288,14 +288,14 @@ int safetensors_read(struct safetensors *s, const struct tensor *t, uint64_t row
     for (uint64_t i = 0; i < rows && !rc; i++) {
         rc = read_at(f, at, cols * size, begin + i * width * size, err);
         at += cols * size;
-        s->bytes_read += cols * size;
+        (void)__atomic_fetch_add(&s->bytes_read, cols * size, __ATOMIC_RELAXED);
     }
     return rc ? err_prefix(err, "tensor %.200s", t->name) : 0;
 }
 
 uint64_t safetensors_bytes_read(const struct safetensors *s)
 {
-    return s->bytes_read;
+    return __atomic_load_n(&s->bytes_read, __ATOMIC_RELAXED);
 }
 
 uint64_t safetensors_hash(const struct safetensors *s)

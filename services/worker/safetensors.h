@@ -22,7 +22,7 @@ int safetensors_expect(const struct safetensors *s, const char *name, uint64_t r
 
 /* Copies rows row .. row + rows - 1, of each the elements col .. col + cols - 1, to dst
  * (contiguous, the tensor's type). A tensor of one dimension is one row. Only those bytes are
- * read. Bounds are the caller's: within what safetensors_expect checked. */
+ * read. Bounds are the caller's: within what safetensors_expect checked. Any thread. */
 int safetensors_read(struct safetensors *s, const struct tensor *t, uint64_t row, uint64_t rows,
                      uint64_t col, uint64_t cols, void *dst, struct err *err);
 

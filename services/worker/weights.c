@@ -1,6 +1,7 @@
 #include "services/worker/weights_plan.h"
 
 #include "common/mem.h"
+#include "services/worker/ahead.h"
 #include "services/worker/dummy.h"
 #include "services/worker/progress.h"
 
@@ -8,15 +9,28 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
-#define STAGING_BYTES (8u << 20)
+#define PIECE_BYTES (8u << 20)
+#define READERS 4u
+
+/* What is read and written at once: rows of a part, or (part NULL) a vector, whose parts lie beside
+ * each other in one row. */
+struct piece {
+    const struct item *item;
+    const struct part *part;
+    uint64_t first, rows, real; /* of the part; real: that are not padding */
+    uint64_t to;                /* row of the weight */
+};
 
 struct loader {
     const struct weights_config *config;
     const struct ops *ops;
     struct device *device;
-    char *staging;
-    enum dtype dummy; /* of made-up values */
+    struct piece *pieces;
+    uint64_t pieces_count;
+    size_t piece_bytes; /* of the largest */
+    enum dtype dummy;   /* of made-up values */
     struct progress progress;
 };
 
@@ -82,17 +96,31 @@ static float dummy_scale(const struct part *p)
     return p->full_rows ? 1.0f / sqrtf((float)p->full_cols) : 0.02f;
 }
 
-/* `rows` rows of a part (from its row `first` on) to the staging area, as the source has them. */
-static int part_read(struct loader *l, const struct part *p, const struct tensor *t, uint64_t first,
-                     uint64_t rows, struct err *err)
+/* The tensor a part is of, or NULL: it is made up. */
+static const struct tensor *part_tensor(const struct loader *l, const struct part *p)
 {
+    return l->config->checkpoint ? safetensors_find(l->config->checkpoint, p->name) : NULL;
+}
+
+static enum dtype part_dtype(const struct loader *l, const struct part *p)
+{
+    const struct tensor *t = part_tensor(l, p);
+
+    return t ? t->dtype : l->dummy;
+}
+
+/* `rows` rows of a part (from its row `first` on) as the source has them. */
+static int part_read(const struct loader *l, const struct part *p, uint64_t first, uint64_t rows,
+                     char *to, struct err *err)
+{
+    const struct tensor *t = part_tensor(l, p);
     bool norm = strstr(p->name, "norm.weight") != NULL;
 
     if (t)
-        return safetensors_read(l->config->checkpoint, t, p->row + first, rows, p->col, p->cols,
-                                l->staging, err);
+        return safetensors_read(l->config->checkpoint, t, p->row + first, rows, p->col, p->cols, to,
+                                err);
     dummy_fill(p->name, p->full_cols, p->row + first, rows, p->col, p->cols, norm ? 1 : 0,
-               dummy_scale(p), l->dummy, l->staging);
+               dummy_scale(p), l->dummy, to);
     return 0;
 }
 
@@ -108,114 +136,170 @@ static void rows_pad(char *data, uint64_t rows, uint64_t bytes, uint64_t pad_byt
     }
 }
 
-static int part_load(struct loader *l, struct weight *w, const struct part *p, uint64_t row,
-                     struct err *err)
+static int vector_read(const struct loader *l, const struct item *item, char *to, struct err *err)
 {
-    const struct tensor *t =
-        l->config->checkpoint ? safetensors_find(l->config->checkpoint, p->name) : NULL;
-    enum dtype dtype = t ? t->dtype : l->dummy;
-    uint64_t size = dtype_size(dtype);
-    uint64_t chunk = STAGING_BYTES / (p->pad_cols * size);
-    int rc = 0;
+    enum dtype dtype = part_dtype(l, &item->parts[0]);
 
-    if (chunk == 0)
-        chunk = 1;
-    for (uint64_t first = 0; first < p->pad_rows && !rc; first += chunk) {
-        uint64_t rows = p->pad_rows - first < chunk ? p->pad_rows - first : chunk;
-        uint64_t real = first >= p->rows ? 0 : p->rows - first < rows ? p->rows - first : rows;
+    for (uint32_t i = 0; i < item->part_count; i++) {
+        const struct part *p = &item->parts[i];
+        const struct tensor *t = part_tensor(l, p);
+        int rc = 0;
 
-        if (real)
-            rc = part_read(l, p, t, first, real, err);
+        if (t && t->dtype != dtype)
+            return err_set(err, ERR_UNSUPPORTED, "tensor %s: type %s, others of its group differ",
+                           p->name, t->type);
+        rc = part_read(l, p, 0, 1, to, err);
         if (rc)
             return rc;
-        rows_pad(l->staging, real, p->cols * size, p->pad_cols * size);
-        memset(l->staging + real * p->pad_cols * size, 0, (rows - real) * p->pad_cols * size);
-        rc = l->ops->weight_write(l->device, w, (uint32_t)(row + first), (uint32_t)rows, l->staging,
-                                  dtype, err);
-        progress_add(&l->progress, real * p->cols * size);
+        to += p->cols * dtype_size(dtype);
     }
-    return rc;
+    return 0;
 }
 
-/* The parts of a vector lie beside each other in one row: gathered before the one write. */
-static int vector_load(struct loader *l, struct weight *w, const struct item *item, uint64_t cols,
-                       struct err *err)
+static int piece_read(void *ctx, uint64_t i, void *buffer, struct err *err)
 {
-    float *row = mem_array(cols, sizeof *row);
-    char *at = (char *)row;
-    enum dtype dtype = DTYPE_F32;
+    const struct loader *l = ctx;
+    const struct piece *piece = &l->pieces[i];
+    const struct part *p = piece->part;
+    uint64_t size, row;
+    char *to = buffer;
     int rc = 0;
 
-    for (uint32_t i = 0; i < item->part_count && !rc; i++) {
-        const struct part *p = &item->parts[i];
-        const struct tensor *t =
-            l->config->checkpoint ? safetensors_find(l->config->checkpoint, p->name) : NULL;
+    if (!p)
+        return vector_read(l, piece->item, to, err);
+    size = dtype_size(part_dtype(l, p));
+    row = p->pad_cols * size;
+    if (piece->real)
+        rc = part_read(l, p, piece->first, piece->real, to, err);
+    if (rc)
+        return rc;
+    rows_pad(to, piece->real, p->cols * size, row);
+    memset(to + piece->real * row, 0, (piece->rows - piece->real) * row);
+    return 0;
+}
 
-        if (t && i && t->dtype != dtype)
-            rc = err_set(err, ERR_UNSUPPORTED, "tensor %s: type %s, others of its group differ",
-                         p->name, t->type);
-        dtype = t ? t->dtype : l->dummy;
-        if (!rc)
-            rc = part_read(l, p, t, 0, 1, err);
-        if (rc)
-            break;
-        memcpy(at, l->staging, p->cols * dtype_size(dtype));
-        at += p->cols * dtype_size(dtype);
-        progress_add(&l->progress, p->cols * dtype_size(dtype));
+static void piece_add(struct loader *l, const struct piece *piece, uint64_t bytes)
+{
+    if (bytes > l->piece_bytes)
+        l->piece_bytes = bytes;
+    l->pieces[l->pieces_count++] = *piece;
+}
+
+/* Of one part, below what the weight has of others. */
+static void part_cut(struct loader *l, const struct item *item, const struct part *p, uint64_t to)
+{
+    uint64_t row_bytes = p->pad_cols * dtype_size(part_dtype(l, p));
+    uint64_t most = PIECE_BYTES / row_bytes ? PIECE_BYTES / row_bytes : 1;
+    uint64_t pieces = (p->pad_rows + most - 1) / most;
+
+    l->pieces = mem_resize(l->pieces, l->pieces_count + pieces, sizeof *l->pieces);
+    for (uint64_t first = 0; first < p->pad_rows; first += most) {
+        uint64_t rows = p->pad_rows - first < most ? p->pad_rows - first : most;
+        uint64_t real = first >= p->rows ? 0 : p->rows - first < rows ? p->rows - first : rows;
+
+        piece_add(l, &(struct piece){item, p, first, rows, real, to + first}, rows * row_bytes);
     }
-    if (!rc)
-        rc = l->ops->weight_write(l->device, w, 0, 1, row, dtype, err);
-    free(row);
+}
+
+static uint64_t item_cols(const struct item *item)
+{
+    uint64_t cols = 0;
+
+    for (uint32_t i = 0; i < item->part_count; i++)
+        cols =
+            item->kind == WEIGHT_VECTOR ? cols + item->parts[i].pad_cols : item->parts[i].pad_cols;
+    return cols;
+}
+
+static uint64_t item_rows(const struct item *item)
+{
+    uint64_t rows = 0;
+
+    for (uint32_t i = 0; i < item->part_count && item->kind != WEIGHT_VECTOR; i++)
+        rows += item->parts[i].pad_rows;
+    return item->kind == WEIGHT_VECTOR ? 1 : rows;
+}
+
+static void item_cut(struct loader *l, const struct item *item)
+{
+    uint64_t to = 0;
+
+    if (item->kind == WEIGHT_VECTOR) {
+        l->pieces = mem_resize(l->pieces, l->pieces_count + 1, sizeof *l->pieces);
+        piece_add(l, &(struct piece){.item = item, .rows = 1}, item_cols(item) * sizeof(float));
+        return;
+    }
+    for (uint32_t i = 0; i < item->part_count; i++) {
+        part_cut(l, item, &item->parts[i], to);
+        to += item->parts[i].pad_rows;
+    }
+}
+
+static int item_new(const struct loader *l, const struct item *item, struct err *err)
+{
+    const struct tensor *t = part_tensor(l, &item->parts[0]);
+    enum dtype dtype;
+    int rc = model_dtype(l->config->dtype, t ? t->dtype : l->config->model->dtype, &dtype, err);
+
+    return rc ? rc
+              : l->ops->weight_new(l->device, item->kind, dtype, (uint32_t)item_rows(item),
+                                   (uint32_t)item_cols(item), item->out, err);
+}
+
+static int piece_write(struct loader *l, const struct piece *piece, const void *data,
+                       struct err *err)
+{
+    const struct part *p = piece->part ? piece->part : &piece->item->parts[0];
+    enum dtype dtype = part_dtype(l, p);
+    uint64_t cols = piece->part ? p->cols * piece->real : item_cols(piece->item);
+    int rc = l->ops->weight_write(l->device, *piece->item->out, (uint32_t)piece->to,
+                                  (uint32_t)piece->rows, data, dtype, err);
+
+    progress_add(&l->progress, cols * dtype_size(dtype));
     return rc;
 }
 
-static int item_dtype(const struct loader *l, const struct item *item, enum dtype *out,
+static int plan_write(struct loader *l, const struct plan *plan, struct ahead *ahead,
                       struct err *err)
 {
-    const struct tensor *t =
-        l->config->checkpoint ? safetensors_find(l->config->checkpoint, item->parts[0].name) : NULL;
+    const struct piece *piece = l->pieces, *end = l->pieces + l->pieces_count;
+    int rc = 0;
 
-    return model_dtype(l->config->dtype, t ? t->dtype : l->config->model->dtype, out, err);
+    for (uint32_t i = 0; i < plan->count && !rc; i++) {
+        const struct item *item = &plan->items[i];
+
+        rc = item_new(l, item, err);
+        for (; !rc && piece < end && piece->item == item; piece++) {
+            void *data;
+
+            rc = ahead_next(ahead, &data, err);
+            if (!rc)
+                rc = piece_write(l, piece, data, err);
+        }
+        if (!rc)
+            rc = l->ops->weight_done(l->device, *item->out, err);
+    }
+    return rc;
 }
 
-static int item_load(struct loader *l, const struct item *item, struct err *err)
+static int plan_load(struct loader *l, const struct plan *plan, struct err *err)
 {
-    uint64_t rows = 0, cols = 0;
-    enum dtype dtype;
-    int rc = item_dtype(l, item, &dtype, err);
+    long processors = sysconf(_SC_NPROCESSORS_ONLN);
+    uint32_t threads = processors > 0 && processors < READERS ? (uint32_t)processors : READERS;
+    const struct ahead_config config = {.threads = threads,
+                                        .buffers = threads + 2,
+                                        .buffer_bytes = l->piece_bytes,
+                                        .count = l->pieces_count,
+                                        .fill = piece_read,
+                                        .ctx = l};
+    struct ahead *ahead;
+    int rc = ahead_start(&config, &ahead, err);
 
     if (rc)
         return rc;
-    for (uint32_t i = 0; i < item->part_count; i++) {
-        rows += item->parts[i].pad_rows;
-        cols =
-            item->kind == WEIGHT_VECTOR ? cols + item->parts[i].pad_cols : item->parts[i].pad_cols;
-    }
-    if (item->kind == WEIGHT_VECTOR)
-        rows = 1;
-    rc = l->ops->weight_new(l->device, item->kind, dtype, (uint32_t)rows, (uint32_t)cols, item->out,
-                            err);
-    if (rc)
-        return rc;
-    if (item->kind == WEIGHT_VECTOR)
-        rc = vector_load(l, *item->out, item, cols, err);
-    rows = 0;
-    for (uint32_t i = 0; item->kind != WEIGHT_VECTOR && i < item->part_count && !rc; i++) {
-        rc = part_load(l, *item->out, &item->parts[i], rows, err);
-        rows += item->parts[i].pad_rows;
-    }
-    return rc ? rc : l->ops->weight_done(l->device, *item->out, err);
-}
-
-static uint64_t plan_staging_bytes(const struct plan *p)
-{
-    uint64_t most = STAGING_BYTES;
-
-    for (uint32_t i = 0; i < p->count; i++)
-        for (uint32_t j = 0; j < p->items[i].part_count; j++)
-            if (p->items[i].parts[j].pad_cols * sizeof(float) > most)
-                most = p->items[i].parts[j].pad_cols * sizeof(float);
-    return most;
+    rc = plan_write(l, plan, ahead, err);
+    ahead_stop(&ahead);
+    return rc;
 }
 
 int weights_load(const struct weights_config *config, const struct ops *ops, struct device *device,
@@ -237,15 +321,15 @@ int weights_load(const struct weights_config *config, const struct ops *ops, str
         rc = check_o_bias(config, err);
     if (rc)
         goto out;
-    l.staging = mem_alloc(plan_staging_bytes(&plan));
+    for (uint32_t i = 0; i < plan.count; i++)
+        item_cut(&l, &plan.items[i]);
     progress_init(&l.progress, "Loading weights", bytes, config->progress);
-    for (uint32_t i = 0; i < plan.count && !rc; i++)
-        rc = item_load(&l, &plan.items[i], err);
+    rc = plan_load(&l, &plan, err);
     progress_end(&l.progress);
     if (config->model->tied)
         out->lm_head = out->embed;
 out:
-    free(l.staging);
+    free(l.pieces);
     plan_fini(&plan);
     if (rc)
         weights_fini(out);
