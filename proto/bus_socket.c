@@ -110,6 +110,17 @@ static int check_ipc_free(const char *endpoint, struct err *err)
     return dead ? 0 : err_set(err, ERR_BUSY, "endpoint %s: in use by another process", endpoint);
 }
 
+/* On the binding side alone: its heartbeats say how long the other may wait for the next, so both
+ * notice a connection that is dead. Connecting sockets are closed and made anew whenever a
+ * connection breaks, and libzmq 4.3.4 aborts (out_event: !_io_error) when the heartbeat of one is
+ * due that has stopped reading, as it does in closing, and whose peer has gone. */
+static void socket_heartbeats(zsock_t *s)
+{
+    zsock_set_heartbeat_ivl(s, HEARTBEAT_MS);
+    zsock_set_heartbeat_timeout(s, HEARTBEAT_TIMEOUT_MS);
+    zsock_set_heartbeat_ttl(s, HEARTBEAT_TIMEOUT_MS);
+}
+
 static zsock_t *socket_make(bool router, size_t message_max)
 {
     /* czmq would install signal handlers with its first socket; signals are the loop's business.
@@ -123,16 +134,15 @@ static zsock_t *socket_make(bool router, size_t message_max)
     zsock_set_sndhwm(s, QUEUE_MESSAGES);
     zsock_set_rcvhwm(s, QUEUE_MESSAGES);
     zsock_set_maxmsgsize(s, most > INT_MAX ? INT_MAX : (int)most);
-    zsock_set_heartbeat_ivl(s, HEARTBEAT_MS);
-    zsock_set_heartbeat_timeout(s, HEARTBEAT_TIMEOUT_MS);
-    zsock_set_heartbeat_ttl(s, HEARTBEAT_TIMEOUT_MS);
     zsock_set_reconnect_ivl(s, RECONNECT_MS);
     zsock_set_reconnect_ivl_max(s, RECONNECT_MS_MAX);
     zsock_set_handshake_ivl(s, HANDSHAKE_MS);
     /* No ROUTER_HANDOVER: peers set no routing id, every connection gets a fresh one, and a
      * stranger can not take over another's by claiming it. */
-    if (router)
+    if (router) {
         zsock_set_router_mandatory(s, 1);
+        socket_heartbeats(s);
+    }
     return s;
 }
 
