@@ -139,10 +139,8 @@ static zsock_t *socket_make(bool router, size_t message_max)
     zsock_set_handshake_ivl(s, HANDSHAKE_MS);
     /* No ROUTER_HANDOVER: peers set no routing id, every connection gets a fresh one, and a
      * stranger can not take over another's by claiming it. */
-    if (router) {
+    if (router)
         zsock_set_router_mandatory(s, 1);
-        socket_heartbeats(s);
-    }
     return s;
 }
 
@@ -190,6 +188,8 @@ int socket_open(uv_loop_t *loop, bool router, const char *endpoint,
         goto out;
     }
     self->raw = zsock_resolve(self->zsock);
+    if (router && strncmp(endpoint, "tcp://", 6) == 0) /* of others the kernel tells at once */
+        socket_heartbeats(self->zsock);
     if (strchr(endpoint, '['))
         zsock_set_ipv6(self->zsock, 1);
     if (security->keyed && strncmp(endpoint, "tcp://", 6) == 0) {
