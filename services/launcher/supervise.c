@@ -296,12 +296,12 @@ static void on_timer(uv_timer_t *timer)
     (void)timer; /* has woken the loop */
 }
 
-/* Waits until all of that role have ended; gives up after wait_ms, or when *hurry. */
-static void supervisor_wait(struct supervisor *s, int role, int wait_ms, const bool *hurry)
+/* Waits until all of that role have ended; gives up at the deadline, or when *hurry. */
+static void supervisor_wait(struct supervisor *s, int role, int64_t deadline_us, const bool *hurry)
 {
-    int64_t deadline_us = clock_mono_us() + (int64_t)wait_ms * 1000;
+    int64_t left_us = deadline_us - clock_mono_us();
 
-    (void)uv_timer_start(&s->timer, on_timer, (uint64_t)wait_ms, 10);
+    (void)uv_timer_start(&s->timer, on_timer, left_us > 0 ? (uint64_t)left_us / 1000 : 0, 10);
     while (supervisor_has(s, role) && !*hurry && clock_mono_us() < deadline_us)
         (void)uv_run(s->loop, UV_RUN_ONCE);
     (void)uv_timer_stop(&s->timer);
@@ -326,20 +326,20 @@ static void supervisor_sweep(void)
 void supervisor_stop(struct supervisor *s, int grace_ms)
 {
     static const bool never = false;
-    const int role_ms = grace_ms / 8;
+    const int64_t grace_us = (int64_t)grace_ms * 1000, end_us = clock_mono_us() + grace_us;
 
     s->stopping = true;
     for (int role = CHILD_GATEWAY; role <= CHILD_WORKER; role++) {
         for (struct child *c = s->children; c; c = c->next)
             if ((int)c->role == role)
                 child_signal(c, SIGTERM);
-        supervisor_wait(s, role, role_ms, &s->hurry);
+        supervisor_wait(s, role, clock_mono_us() + grace_us / 8, &s->hurry);
     }
-    supervisor_wait(s, ALL_ROLES, grace_ms - 4 * role_ms, &s->hurry);
+    supervisor_wait(s, ALL_ROLES, end_us, &s->hurry);
     for (struct child *c = s->children; c; c = c->next) {
         log_warn("%s did not stop, killing it", c->name);
         child_signal(c, SIGKILL);
     }
-    supervisor_wait(s, ALL_ROLES, KILL_WAIT_MS, &never);
+    supervisor_wait(s, ALL_ROLES, clock_mono_us() + KILL_WAIT_MS * INT64_C(1000), &never);
     supervisor_sweep();
 }
