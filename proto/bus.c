@@ -515,6 +515,11 @@ void bus_close(struct bus **self)
     bus_uv_stop(&bus->uv);
 }
 
+bool bus_peer_ended(const char *reason)
+{
+    return strcmp(reason, BUS_ENDED) == 0;
+}
+
 const char *bus_peer_name(const struct bus_peer *peer)
 {
     return peer->name;

@@ -20,10 +20,11 @@
 #include <uv.h>
 
 struct bus;
-/* on_down's reason where the peer has said that it ends. */
-#define BUS_ENDED "ended"
-
 struct bus_peer; /* lives from on_up to the end of on_down, or to bus_refuse or bus_close */
+
+/* on_down's reason where the peer has said that it ends: no cause for a warning by itself. */
+#define BUS_ENDED "ended"
+bool bus_peer_ended(const char *reason);
 
 struct bus_callbacks {
     /* HELLO or WELCOME was exchanged; the schema's hash is the same. */

@@ -61,6 +61,11 @@ static int check_host(const char *endpoint, const char *host, size_t len,
                    endpoint);
 }
 
+static bool is_tcp(const char *endpoint)
+{
+    return strncmp(endpoint, "tcp://", 6) == 0;
+}
+
 static int check_tcp(const char *endpoint, const char *address, const struct bus_security *security,
                      bool bind, struct err *err)
 {
@@ -75,7 +80,7 @@ static int check_tcp(const char *endpoint, const char *address, const struct bus
 int socket_check_endpoint(const char *endpoint, const struct bus_security *security, bool bind,
                           struct err *err)
 {
-    if (strncmp(endpoint, "tcp://", 6) == 0)
+    if (is_tcp(endpoint))
         return check_tcp(endpoint, endpoint + 6, security, bind, err);
     if (strncmp(endpoint, "ipc:///", 7) != 0)
         return err_set(err, ERR_UNSUPPORTED, "endpoint %s: neither ipc:///path nor tcp://host:port",
@@ -188,11 +193,11 @@ int socket_open(uv_loop_t *loop, bool router, const char *endpoint,
         goto out;
     }
     self->raw = zsock_resolve(self->zsock);
-    if (router && strncmp(endpoint, "tcp://", 6) == 0) /* of others the kernel tells at once */
+    if (router && is_tcp(endpoint)) /* of others the kernel tells at once */
         socket_heartbeats(self->zsock);
     if (strchr(endpoint, '['))
         zsock_set_ipv6(self->zsock, 1);
-    if (security->keyed && strncmp(endpoint, "tcp://", 6) == 0) {
+    if (security->keyed && is_tcp(endpoint)) {
         rc = socket_encrypt(self->raw, router, &security->key, err);
         if (rc < 0)
             goto out;

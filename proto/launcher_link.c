@@ -2,8 +2,6 @@
 
 #include "common/log.h"
 
-#include <string.h>
-
 static void on_up(void *ctx, struct bus_peer *peer)
 {
     (void)ctx;
@@ -22,7 +20,7 @@ static void on_message(void *ctx, struct bus_peer *peer, const struct proto_head
 static void on_down(void *ctx, struct bus_peer *peer, const char *reason)
 {
     (void)ctx;
-    log_line(strcmp(reason, BUS_ENDED) ? LOG_WARN : LOG_INFO, "peer=%s is gone: %s",
+    log_line(bus_peer_ended(reason) ? LOG_INFO : LOG_WARN, "peer=%s is gone: %s",
              bus_peer_name(peer), reason);
 }
 

@@ -2,8 +2,6 @@
 #include "common/log.h"
 #include "services/scheduler/service_private.h"
 
-#include <string.h>
-
 void control_status(struct service *s)
 {
     struct scheduler_stats now = {0};
@@ -39,7 +37,7 @@ static void on_control_down(void *ctx, struct bus_peer *peer, const char *reason
     struct service *s = ctx;
 
     s->launcher = NULL;
-    log_line(strcmp(reason, BUS_ENDED) ? LOG_WARN : LOG_INFO, "launcher=%s is gone: %s",
+    log_line(bus_peer_ended(reason) ? LOG_INFO : LOG_WARN, "launcher=%s is gone: %s",
              bus_peer_name(peer), reason);
 }
 
