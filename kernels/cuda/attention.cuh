@@ -13,11 +13,6 @@
 #define TILE 64 /* keys of a block's turn */
 #define LOG2E 1.4426950408889634f
 
-static __device__ __forceinline__ uint32_t shared_address(const void *p)
-{
-    return (uint32_t)__cvta_generic_to_shared(p);
-}
-
 /* 16 bytes from global to shared memory; zeros when not valid. */
 static __device__ __forceinline__ void copy16(uint32_t dst, const void *src, bool valid)
 {

@@ -11,7 +11,6 @@
 #define STAGES 3 /* tiles of a warp in shared memory */
 #define EARLY 2  /* of them asked for at once: more is in the way of what the kernel ahead reads */
 #define CLUSTER_MAX 8u
-#define SM_BLOCKS 1u
 #define PARTS_MAX 8u /* clusters of a unit */
 #define PIECE 4096u  /* bytes of weights that a thread asks for at once */
 
@@ -349,7 +348,7 @@ static cudaError_t launch_clusters(cudaStream_t s, const struct attention_args *
                                    const struct key_maps *maps, uint32_t units)
 {
     uint32_t group = a->heads / a->kv_heads, rows = group < DECODE_ROWS ? group : DECODE_ROWS;
-    uint32_t room = SM_BLOCKS * a->multiprocessors, ranks = CLUSTER_MAX, parts;
+    uint32_t room = a->multiprocessors, ranks = CLUSTER_MAX, parts;
 
     while (ranks > 1 && units * ranks > room)
         ranks /= 2;

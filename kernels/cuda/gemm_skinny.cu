@@ -289,7 +289,7 @@ static __device__ __forceinline__ void results_send(const struct block &b,
             continue;
 #pragma unroll
         for (uint32_t k = 0; k < each; k++)
-            exchange_send((uint32_t)__cvta_generic_to_shared(b.inbox + at + k), b.exchange, to,
+            exchange_send(shared_address(b.inbox + at + k), b.exchange, to,
                           *reinterpret_cast<const float4 *>(result_at(b, s, i) + k * s.fours * 4));
     }
 }
@@ -410,7 +410,7 @@ __global__ void __launch_bounds__(THREADS)
     extern __shared__ uint8_t shared[];
     __shared__ uint64_t barriers[3][STAGES_MAX];
     __shared__ uint64_t exchange;
-    uint32_t base = (uint32_t)__cvta_generic_to_shared(shared);
+    uint32_t base = shared_address(shared);
     uint32_t turns = (a.k / PANEL + depth_of(P) - 1) / depth_of(P), slack;
     struct block b = {};
 
@@ -418,10 +418,10 @@ __global__ void __launch_bounds__(THREADS)
     slack = b.ring - base;
     b.part = reinterpret_cast<float *>(shared + slack + a.part);
     b.inbox = reinterpret_cast<float4 *>(shared + slack + a.inbox);
-    b.w_full = (uint32_t)__cvta_generic_to_shared(barriers[0]);
-    b.x_full = (uint32_t)__cvta_generic_to_shared(barriers[1]);
-    b.empty = (uint32_t)__cvta_generic_to_shared(barriers[2]);
-    b.exchange = (uint32_t)__cvta_generic_to_shared(&exchange);
+    b.w_full = shared_address(barriers[0]);
+    b.x_full = shared_address(barriers[1]);
+    b.empty = shared_address(barriers[2]);
+    b.exchange = shared_address(&exchange);
     b.rank = blockIdx.x % a.parts;
     b.begin = turns * b.rank / a.parts * depth_of(P);
     b.end = turns * (b.rank + 1) / a.parts * depth_of(P);

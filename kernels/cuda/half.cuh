@@ -115,6 +115,11 @@ static cudaError_t launch_chained(void (*kernel)(P...), dim3 grid, uint32_t thre
     return launch_clustered(kernel, grid, 1, threads, shared, s, args...);
 }
 
+static __device__ __forceinline__ uint32_t shared_address(const void *p)
+{
+    return (uint32_t)__cvta_generic_to_shared(p);
+}
+
 static __device__ __forceinline__ float warp_sum(float x)
 {
     for (int i = 16; i; i >>= 1)

@@ -448,7 +448,7 @@ __global__ void __launch_bounds__(THREADS, 1)
 {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
     extern __shared__ uint4 memory[];
-    uint32_t shared = (uint32_t)__cvta_generic_to_shared(memory);
+    uint32_t shared = shared_address(memory);
     struct work w = work_of(a);
 
     shared = (shared + PANEL_ALIGNMENT - 1) / PANEL_ALIGNMENT * PANEL_ALIGNMENT;
