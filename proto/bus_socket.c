@@ -193,7 +193,7 @@ int socket_open(uv_loop_t *loop, bool router, const char *endpoint,
         goto out;
     }
     self->raw = zsock_resolve(self->zsock);
-    if (router && is_tcp(endpoint)) /* of others the kernel tells at once */
+    if (router)
         socket_heartbeats(self->zsock);
     if (strchr(endpoint, '['))
         zsock_set_ipv6(self->zsock, 1);
