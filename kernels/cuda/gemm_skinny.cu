@@ -530,17 +530,22 @@ template <class T, int N, int P, int OUT> static cudaError_t skinny(struct skinn
     const bool large = (uint64_t)c->a.n * c->a.k * (OUT == GEMV_SILU ? 4 : 2) >= LARGE;
     uint32_t behind = (P * PRODUCT_ROWS - panel_rows(c->a.rows)) * PANEL_ROW; /* products read it */
     uint32_t inbox = c->a.parts == 1 ? 0 : (N * c->a.rows / 4 + 2 * c->a.parts) * 16, bytes;
+    uint32_t turns = ceil_div(ceil_div(c->a.k / PANEL, depth_of(P)), c->a.parts); /* of a tile */
+    bool whole; /* all that a block reads has room in its ring: the next kernel may come at once */
 
     if (again && behind < part)
         behind = part;
     c->a.stages =
         ((large ? SHARED_LARGE : SHARED_SMALL) - PANEL_ALIGNMENT - behind - inbox) / stage;
     c->a.stages = c->a.stages < STAGES_MAX ? c->a.stages : STAGES_MAX;
+    whole = !again && c->a.stages >= turns;
+    if (whole)
+        c->a.stages = turns;
     if (!again && c->a.stages * stage + behind < part)
         behind = part - c->a.stages * stage;
     c->a.part = again ? c->a.stages * stage : 0;
     c->a.inbox = c->a.stages * stage + behind;
-    c->a.lead = again ? UINT32_MAX : c->a.stages / 2;
+    c->a.lead = again || whole ? UINT32_MAX : c->a.stages / 2;
     c->a.flight = ceil_div(FLIGHT, c->a.rows * depth_of(P) * PANEL_ROW);
     c->a.flight = c->a.flight < c->a.stages ? c->a.flight : c->a.stages;
     bytes = PANEL_ALIGNMENT + c->a.inbox + inbox;
