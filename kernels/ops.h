@@ -52,6 +52,13 @@ struct ops_model {
     float rope_scale;           /* factor on cos and sin (yarn's attention factor); 1 as a rule */
 };
 
+/* How single tokens share the device in attention. */
+enum ops_decode {
+    OPS_DECODE_AUTO, /* by their sequences' lengths */
+    OPS_DECODE_EACH, /* every sequence by as much of the device */
+    OPS_DECODE_EVEN, /* all positions evenly */
+};
+
 struct ops_config {
     uint32_t rank, tp_size;
     uint32_t device_index;
@@ -68,6 +75,7 @@ struct ops_config {
     bool p2p_check;          /* really copy between every pair of devices, and compare */
     bool graphs_off;         /* launch decode steps one by one */
     uint32_t graph_rows_max; /* decode steps of more rows are launched one by one; 0: default */
+    enum ops_decode decode;  /* AUTO but for tests and measurements */
 };
 
 /* How a slot chooses its tokens; the meaning of the fields is proto/messages.def's `sampling`. */

@@ -133,8 +133,9 @@ __global__ void __launch_bounds__(THREADS) split_kernel(struct attention_args a)
     next_start();
     previous_wait();
 
-    struct unit u = unit_of(a, blockIdx.z);
-    float *partials = a.partials + (size_t)u.index * gridDim.x * part_floats;
+    struct unit u = unit_of(a, row_at(a, blockIdx.z), blockIdx.y);
+    uint32_t index = blockIdx.z * gridDim.y + blockIdx.y;
+    float *partials = a.partials + (size_t)index * gridDim.x * part_floats;
     T *out = unit_out<T, D>(a, u);
 
     begin = u.first / TILE * TILE;
@@ -188,14 +189,14 @@ __global__ void __launch_bounds__(THREADS) split_kernel(struct attention_args a)
     __threadfence();
     __syncthreads();
     if (threadIdx.x == 0)
-        arrived = atomicAdd(&a.arrivals[u.index], 1u);
+        arrived = atomicAdd(&a.arrivals[index], 1u);
     __syncthreads();
     if (arrived != splits - 1)
         return;
     __threadfence();
     parts_add<T, D, ROWS>(partials, splits, u.heads, parts_at, out);
     if (threadIdx.x == 0)
-        a.arrivals[u.index] = 0;
+        a.arrivals[index] = 0;
 }
 
 /* Two turns of k and v; the warps' parts go over them at the end. */
@@ -238,7 +239,9 @@ cudaError_t attention_decode_setup(void)
 {
     cudaError_t rc = heads_prepare<prepare>();
 
-    return rc == cudaSuccess && hopper_built() ? decode_hopper_setup() : rc;
+    if (rc == cudaSuccess && hopper_built())
+        rc = decode_hopper_setup();
+    return rc == cudaSuccess && hopper_built() ? decode_balanced_setup() : rc;
 }
 
 template <class T>
@@ -254,7 +257,7 @@ cudaError_t launch_attention_decode(cudaStream_t s, enum half_type t,
     uint32_t units = a->decode_count * a->kv_heads * tiles;
 
     if (attention_rotates(a->head_dim, a->page_size))
-        return launch_decode_hopper(s, t, a, units);
+        return a->balanced ? launch_decode_balanced(s, t, a) : launch_decode_hopper(s, t, a, units);
     return t == HALF_BF16 ? launch_split_of<__nv_bfloat16>(s, a, units)
                           : launch_split_of<__half>(s, a, units);
 }

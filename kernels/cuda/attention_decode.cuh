@@ -10,28 +10,35 @@
 struct unit {
     struct frame_row row; /* of one token */
     struct keys keys;
-    uint32_t index, heads, head0; /* how many there are, and the first */
-    uint32_t first;               /* position they see */
+    uint32_t heads, head0; /* how many there are, and the first */
+    uint32_t first;        /* position they see */
 };
 
-/* The unit of the row'th token; blockIdx.y goes over KV heads and their tiles of DECODE_ROWS heads.
- */
-static __device__ __forceinline__ struct unit unit_of(const struct attention_args &a, uint32_t row)
+/* The index'th row of single tokens. */
+static __device__ __forceinline__ struct frame_row row_at(const struct attention_args &a,
+                                                          uint32_t index)
 {
-    uint32_t group = a.heads / a.kv_heads, tiles = (group + DECODE_ROWS - 1) / DECODE_ROWS;
-    uint32_t kv_head = blockIdx.y / tiles, begin = blockIdx.y % tiles * DECODE_ROWS;
-    uint4 x = reinterpret_cast<const uint4 *>(a.rows)[a.decode_rows[row]];
-    struct unit u;
+    uint4 x = reinterpret_cast<const uint4 *>(a.rows)[a.decode_rows[index]];
 
     static_assert(sizeof(struct frame_row) == sizeof(uint4), "a row is read at once");
-    u.row = {x.x, x.y, x.z, x.w};
+    return {x.x, x.y, x.z, x.w};
+}
+
+/* The y'th unit of a row: y goes over KV heads and their tiles of DECODE_ROWS heads. */
+static __device__ __forceinline__ struct unit unit_of(const struct attention_args &a,
+                                                      const struct frame_row &row, uint32_t y)
+{
+    uint32_t group = a.heads / a.kv_heads, tiles = (group + DECODE_ROWS - 1) / DECODE_ROWS;
+    uint32_t kv_head = y / tiles, begin = y % tiles * DECODE_ROWS;
+    struct unit u;
+
+    u.row = row;
     u.keys = {static_cast<const uint16_t *>(a.k),
               static_cast<const uint16_t *>(a.v),
               a.slot_pages + (size_t)u.row.slot * a.pages_per_slot,
               a.page_size,
               a.kv_heads,
               kv_head};
-    u.index = row * gridDim.y + blockIdx.y;
     u.heads = group - begin < DECODE_ROWS ? group - begin : DECODE_ROWS;
     u.head0 = kv_head * group + begin;
     u.first = a.window && u.row.start + 1 > a.window ? u.row.start + 1 - a.window : 0;
@@ -130,5 +137,10 @@ static __device__ __forceinline__ float2 warps_merge(const float *row, uint32_t 
 cudaError_t decode_hopper_setup(void);
 cudaError_t launch_decode_hopper(cudaStream_t s, enum half_type t, const struct attention_args *a,
                                  uint32_t units);
+
+/* decode_balanced.cu */
+cudaError_t decode_balanced_setup(void);
+cudaError_t launch_decode_balanced(cudaStream_t s, enum half_type t,
+                                   const struct attention_args *a);
 
 #endif

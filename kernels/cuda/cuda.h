@@ -25,7 +25,7 @@
 #define AHEAD_BYTES ((size_t)8 << 20) /* of weights that attention has fetched to the L2 cache */
 #define REPLAY_ROWS_MAX 256u          /* decode steps of more rows are launched one by one */
 #define REPLAY_OPS_MAX 2048u
-#define REPLAYS_MAX 256u
+#define REPLAYS_MAX 512u
 #define RESERVE_BYTES ((uint64_t)512 << 20) /* for the libraries, whatever is asked */
 #define MEMORY_FRACTION 0.9
 
@@ -98,7 +98,7 @@ struct op {
 /* A decode step seen before. */
 struct replay {
     uint32_t rows;
-    bool adjusted, cut;
+    bool adjusted, cut, balanced;
     struct op *ops;
     uint32_t ops_count;
     cudaGraphExec_t graph; /* NULL until it was seen twice */
@@ -189,6 +189,7 @@ struct device {
     struct replay *replays;
     uint32_t replays_count;
     bool any_adjusted, any_cut, any_open, sampled;
+    bool balanced; /* attention_args.balanced */
     struct flight flights[STEPS_AHEAD];
     uint32_t flights_first, flights_count, ready_turns;
     uint64_t step_us; /* of the last one ended */
@@ -262,8 +263,13 @@ int cuda_step_begin(struct device *d, const struct ops_row *rows, uint32_t count
 int upload_add(struct device *d, void *dst, const void *data, uint32_t words, struct err *err);
 int uploads_send(struct device *d, struct err *err);
 int slots_reserve(struct device *d, struct err *err); /* the slot of rows that nobody asked for */
-/* A step of that slot alone: `rows` of `tokens` each. cut, adjusted: as such a request's. */
-int slots_rehearse(struct device *d, uint32_t rows, uint32_t tokens, bool cut, struct err *err);
+/* A step of that slot alone: `rows` of `tokens` each. cut: as such a request's; balanced: as when
+ * lengths ask for it. */
+int slots_rehearse(struct device *d, uint32_t rows, uint32_t tokens, bool cut, bool balanced,
+                   struct err *err);
+
+/* balance.c: whether decode attention takes less time balanced, of the step's rows. */
+bool balance_wanted(const struct device *d);
 
 /* flight.c. flight_close: the last operation is queued. flight_decide: before anything of the
  * newest step is overwritten. */

@@ -5,8 +5,7 @@
  *
  * Queries may come as their product left them: every warp then makes its own of them, and the one
  * whose tile has the newest key makes that, for its tile and for the pages. */
-#include "kernels/cuda/decode_rope.cuh"
-#include "kernels/cuda/hopper.cuh"
+#include "kernels/cuda/decode_hopper.cuh"
 
 #define STAGES 3 /* tiles of a warp in shared memory */
 #define EARLY 2  /* of them asked for at once: more is in the way of what the kernel ahead reads */
@@ -21,11 +20,6 @@ static __host__ __device__ __forceinline__ uint32_t exchange_bytes(uint32_t grou
 {
     return ((groups + ranks - 1 - rank) & -ranks) * 32 * 16;
 }
-
-/* A layer's pages as one matrix of keys, one of values, in tiles. */
-struct key_maps {
-    CUtensorMap k, v;
-};
 
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
 
@@ -45,63 +39,13 @@ static __device__ __forceinline__ uint32_t parts_worth(uint32_t keys, uint32_t m
 /* Which block this is of a cluster's `ranks` (a power of two), and which cluster of a unit's. */
 struct team {
     uint32_t rank, ranks, part, parts;
+    uint32_t unit; /* of all rows' */
 };
 
 /* A multiple of 16 bytes on its way to the L2 cache. */
 static __device__ __forceinline__ void span_prefetch(const void *data, uint32_t bytes)
 {
     asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(data), "r"(bytes) : "memory");
-}
-
-/* The tiles a warp has still to load. Of 64 of them it is known ahead where they are, a lane knows
- * two: the row where one begins, all pages being one matrix. */
-struct queue {
-    uint32_t first, step; /* position of the next tile; from one to the next */
-    uint32_t end;         /* of the sequence */
-    uint32_t turn;        /* tiles there were */
-    uint32_t row, later;  /* of this lane's tile of 32, of the next 32 */
-};
-
-static __device__ __forceinline__ uint32_t queue_look(const struct queue &q, const struct keys &s,
-                                                      uint32_t ahead)
-{
-    uint32_t position = q.first + (ahead + threadIdx.x % 32) * q.step, page;
-
-    if (position >= q.end)
-        return 0;
-    page = position / s.page_size;
-    return (s.pages[page] * s.kv_heads + s.head) * s.page_size + position - page * s.page_size;
-}
-
-/* The next tile, if there is one, to shared memory: k, then v. All lanes. */
-template <int D>
-static __device__ __forceinline__ void queue_load(struct queue &q, const struct keys &s,
-                                                  const struct key_maps &maps, uint32_t to,
-                                                  uint32_t full)
-{
-    const uint32_t bytes = DECODE_KEYS * D * 2;
-    uint32_t row = __shfl_sync(0xffffffffu, q.row, q.turn % 32);
-
-    if (q.first < q.end && threadIdx.x % 32 == 0) {
-        barrier_expect(full, 2 * bytes);
-        box_load(&maps.k, to, full, 0, row, 0);
-        box_load(&maps.v, to + bytes, full, 0, row, 0);
-    }
-    q.first += q.step;
-    if (++q.turn % 32 == 0) {
-        q.row = q.later;
-        q.later = queue_look(q, s, 32);
-    }
-}
-
-/* Values from the count'th key of a tile on count for nothing, but 0 * NaN is NaN. */
-template <int D> static __device__ __forceinline__ void values_clear(char *values, uint32_t count)
-{
-    for (uint32_t key = count; key < DECODE_KEYS; key++)
-#pragma unroll
-        for (uint32_t panel = 0; panel < D / PANEL; panel++)
-            *reinterpret_cast<uint32_t *>(values + (panel * DECODE_KEYS + key) * PANEL_ROW +
-                                          threadIdx.x % 32 * 4) = 0;
 }
 
 /* The i'th two numbers of a unit, a cluster's part, to where they belong: the output, or memory,
@@ -112,34 +56,16 @@ static __device__ __forceinline__ void pair_put(const struct attention_args &a,
                                                 uint32_t i, float2 value, float top, float sum)
 {
     const uint32_t pairs = DECODE_ROWS * (D / 2);
-    float4 *at = reinterpret_cast<float4 *>(a.partials) + (size_t)u.index * PARTS_MAX * pairs + i;
-    uint32_t *arrivals = a.arrivals + u.index * (pairs / 32) + i / 32, arrived = 0;
-    float2 own[PARTS_MAX], values[PARTS_MAX];
+    float4 *at = reinterpret_cast<float4 *>(a.partials) + (size_t)t.unit * PARTS_MAX * pairs + i;
 
+    static_assert(PARTS_MAX <= PARTS_AHEAD, "all parts are added at once");
     if (t.parts > 1) {
         at[t.part * pairs] = make_float4(value.x, value.y, top, sum);
-        __threadfence();
-        __syncwarp();
-        if (threadIdx.x % 32 == 0)
-            arrived = atomicAdd(arrivals, 1u);
-        arrived = __shfl_sync(0xffffffffu, arrived, 0);
-        if (arrived != t.parts - 1)
+        if (!parts_arrive(a.arrivals + t.unit * (pairs / 32) + i / 32, t.parts))
             return;
-        __threadfence();
-#pragma unroll
-        for (uint32_t p = 0; p < PARTS_MAX; p++) {
-            float4 x =
-                p < t.parts ? __ldcg(at + p * pairs) : make_float4(0.0f, 0.0f, -CUDART_INF_F, 0.0f);
-
-            values[p] = make_float2(x.x, x.y);
-            own[p] = make_float2(x.z, x.w);
-        }
-        value = parts_merge(own, values, &top, &sum);
-        if (threadIdx.x % 32 == 0)
-            *arrivals = 0;
+        value = pair_add(at, t.parts, pairs, &top, &sum);
     }
-    *reinterpret_cast<uint32_t *>(unit_out<T, D>(a, u) + i * 2) =
-        half_ops<T>::narrow2(__fdividef(value.x, sum), __fdividef(value.y, sum));
+    pair_out<T, D>(a, u, i, value, sum);
 }
 
 /* The warps' parts, one behind the other in shared memory, to the blocks that finish them: groups
@@ -236,27 +162,25 @@ static __device__ __forceinline__ void cluster_attend(const struct attention_arg
     uint32_t ring = shared_address(tiles);
     float *parts = reinterpret_cast<float *>(rings);
     float4 *inbox = reinterpret_cast<float4 *>(parts + WARPS * ring_floats);
-    struct team t = {blockIdx.x, gridDim.x, blockIdx.z / a.decode_count, 0};
-    struct unit u = unit_of(a, blockIdx.z - t.part * a.decode_count);
+    struct team t = {blockIdx.x, gridDim.x, blockIdx.z / a.decode_count, 0, 0};
+    uint32_t row = blockIdx.z - t.part * a.decode_count;
+    struct unit u = unit_of(a, row_at(a, row), blockIdx.y);
     uint32_t begin = u.first / DECODE_KEYS * DECODE_KEYS, end = u.row.start + 1;
     bool own;
-    struct queue q = {};
+    struct queue q;
     struct query_turns<D> turns;
     struct newest<T, D> n;
     struct rows16<D> r;
 
     static_assert(DECODE_ROWS * PART_STRIDE(D) <= ring_floats, "a warp's part fits its ring");
+    t.unit = row * gridDim.y + blockIdx.y;
     t.parts = parts_worth(end - begin, gridDim.z / a.decode_count);
     if (t.part >= t.parts) { /* other clusters wait for the kernel before */
         weights_fetch(a, t);
         return;
     }
     begin += ((t.part * t.ranks + t.rank) * WARPS + warp) * DECODE_KEYS;
-    q.first = begin;
-    q.step = t.parts * t.ranks * WARPS * DECODE_KEYS;
-    q.end = end;
-    q.row = queue_look(q, u.keys, 0);
-    q.later = queue_look(q, u.keys, 32);
+    queue_open(q, u.keys, begin, t.parts * t.ranks * WARPS * DECODE_KEYS, end);
     if (threadIdx.x % 32 == 0) {
 #pragma unroll
         for (uint32_t i = 0; i < STAGES; i++)
@@ -384,16 +308,6 @@ cudaError_t decode_hopper_setup(void)
     return heads_prepare<prepare>();
 }
 
-static cudaError_t keys_map(CUtensorMap *out, enum half_type t, const struct attention_args *a,
-                            const void *data)
-{
-    const uint32_t panels = a->head_dim / PANEL, rows = a->pages * a->kv_heads * a->page_size;
-    const uint32_t sizes[] = {PANEL, rows, panels}, box[] = {PANEL, DECODE_KEYS, panels};
-    const uint64_t strides[] = {(uint64_t)a->head_dim * 2, PANEL_ROW};
-
-    return tensor_map_make(out, t, data, 3, sizes, strides, box);
-}
-
 template <class T, int D>
 static cudaError_t launch_halves(cudaStream_t s, const struct attention_args *a,
                                  const struct key_maps *maps, uint32_t units)
@@ -414,10 +328,8 @@ cudaError_t launch_decode_hopper(cudaStream_t s, enum half_type t, const struct 
                                  uint32_t units)
 {
     struct key_maps maps;
-    cudaError_t rc = keys_map(&maps.k, t, a, a->k);
+    cudaError_t rc = keys_map(&maps, t, a);
 
-    if (rc == cudaSuccess)
-        rc = keys_map(&maps.v, t, a, a->v);
     if (rc != cudaSuccess)
         return rc;
     return t == HALF_BF16 ? launch_heads<__nv_bfloat16>(s, a, &maps, units)

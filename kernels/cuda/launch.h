@@ -203,14 +203,17 @@ struct attention_args {
     const struct frame_tile *tiles;              /* prefill */
     const uint32_t *decode_rows;                 /* indices of rows with one token */
     const uint32_t *token_slot, *token_position; /* the general kernel's */
-    float *partials;    /* (4 * multiprocessors, DECODE_ROWS, PART_STRIDE(head_dim)) */
-    uint32_t *arrivals; /* (4 * multiprocessors); zero between launches */
+    float *partials;    /* (4 * multiprocessors, DECODE_ROWS, 2 * head_dim) */
+    uint32_t *arrivals; /* (8 * multiprocessors); zero between launches */
     uint32_t tokens, tile_count, decode_count, multiprocessors;
     uint32_t qkv_stride, out_stride, heads, kv_heads, head_dim, page_size, pages_per_slot;
     uint32_t pages;     /* that k and v have */
     uint32_t tile_rows; /* prefill: of a tile; it chooses the kernel */
     uint32_t window;
     float scale; /* positive */
+    /* Single tokens, on Hopper: all positions of all sequences are shared evenly, which is for long
+     * or uneven ones; 0: every sequence is shared by as many blocks. */
+    int balanced;
     /* What is read next, or no bytes: a kernel that leaves most of the GPU idle may have it on its
      * way to the L2 cache. */
     struct span ahead[AHEAD_MAX];

@@ -156,6 +156,7 @@ static int attention_run(struct device *d, const struct op *op, struct err *err)
         .tile_rows = d->tile_rows,
         .window = (uint32_t)op->window,
         .scale = m->attention_scale,
+        .balanced = d->balanced,
     };
     cudaError_t rc = cudaSuccess;
     int failed = rotates ? 0 : act_ready(d, qkv, err);

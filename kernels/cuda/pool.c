@@ -146,12 +146,12 @@ static int frame_alloc(struct device *d, struct err *err)
     return allocate_all(d, wants, sizeof wants / sizeof *wants, err);
 }
 
-/* Parts of decode attention that are in memory at once, at most, and the counters of those who add
- * them up: a unit is split only as far as its parts fit the GPU at once, two blocks a
- * multiprocessor. */
-static uint32_t parts_max(const struct device *d)
+/* Bytes for the parts of decode attention that are in memory at once. The portable kernel: a unit
+ * is split only as far as its parts fit the GPU at once, two blocks a multiprocessor. Hopper's:
+ * twice as many as blocks, two a multiprocessor; of two numbers 16 bytes. */
+static size_t parts_bytes(const struct device *d)
 {
-    return 4u * (uint32_t)d->multiprocessors;
+    return 4 * (size_t)d->multiprocessors * DECODE_ROWS * 2 * d->model.head_dim * sizeof(float);
 }
 
 static int scratch_alloc(struct device *d, struct err *err)
@@ -160,11 +160,9 @@ static int scratch_alloc(struct device *d, struct err *err)
     size_t hidden = (size_t)d->tokens_max * m->hidden * 2;
     size_t tokens = d->tokens_max < GATE_UP_TOKENS ? d->tokens_max : GATE_UP_TOKENS;
     size_t gate_up = tokens * 2 * m->intermediate * 2;
-    size_t arrivals = (size_t)parts_max(d) * 4;
+    size_t arrivals = (size_t)8 * (size_t)d->multiprocessors * sizeof *d->arrivals;
     const struct want wants[] = {
-        {&d->partials,
-         (size_t)parts_max(d) * DECODE_ROWS * PART_STRIDE(m->head_dim) * sizeof(float),
-         "attention parts"},
+        {&d->partials, parts_bytes(d), "attention parts"},
         {&d->arrivals, arrivals, "attention counters"},
     };
     int rc = allocate_all(d, wants, sizeof wants / sizeof *wants, err);

@@ -115,13 +115,17 @@ static struct replay *replay_find(struct device *d)
 
     for (uint32_t i = 0; i < d->replays_count; i++) {
         r = &d->replays[i];
-        if (r->rows == d->rows_count && r->adjusted == d->any_adjusted && r->cut == d->any_cut)
+        if (r->rows == d->rows_count && r->adjusted == d->any_adjusted && r->cut == d->any_cut &&
+            r->balanced == d->balanced)
             return r;
     }
     if (d->replays_count == REPLAYS_MAX)
         return NULL;
     r = &d->replays[d->replays_count++];
-    *r = (struct replay){.rows = d->rows_count, .adjusted = d->any_adjusted, .cut = d->any_cut};
+    *r = (struct replay){.rows = d->rows_count,
+                         .adjusted = d->any_adjusted,
+                         .cut = d->any_cut,
+                         .balanced = d->balanced};
     return r;
 }
 

@@ -338,10 +338,12 @@ int cuda_step_begin(struct device *d, const struct ops_row *rows, uint32_t count
     }
     d->rows_count = count;
     d->results_asked = d->results_count;
+    d->balanced = balance_wanted(d);
     return step_start(d, err);
 }
 
-int slots_rehearse(struct device *d, uint32_t rows, uint32_t tokens, bool cut, struct err *err)
+int slots_rehearse(struct device *d, uint32_t rows, uint32_t tokens, bool cut, bool balanced,
+                   struct err *err)
 {
     const struct ops_row row = {.slot = d->num_slots, .count = tokens, .sample = true};
 
@@ -351,5 +353,6 @@ int slots_rehearse(struct device *d, uint32_t rows, uint32_t tokens, bool cut, s
         row_add(d, i, &row);
     d->rows_count = rows;
     d->results_asked = 0;
+    d->balanced = balanced;
     return step_start(d, err);
 }

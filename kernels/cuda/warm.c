@@ -14,11 +14,11 @@ static void progress(const struct ops_warm *w, const char *what, uint32_t done, 
 
 /* One step of the slot that is nobody's. */
 static int rehearse(struct device *d, const struct ops_warm *w, uint32_t rows, uint32_t tokens,
-                    bool cut, struct err *err)
+                    bool cut, bool balanced, struct err *err)
 {
     const struct ops_sampled *results;
     uint32_t count;
-    int rc = slots_rehearse(d, rows, tokens, cut, err);
+    int rc = slots_rehearse(d, rows, tokens, cut, balanced, err);
 
     if (!rc)
         rc = w->forward(w->ctx, err);
@@ -39,9 +39,9 @@ static int products_tune(struct device *d, const struct ops_warm *w, struct err 
     if (tokens / rows > d->context_max)
         tokens = rows * d->context_max;
     d->plans_noted = true;
-    rc = rehearse(d, w, rows, tokens / rows, false, err);
+    rc = rehearse(d, w, rows, tokens / rows, false, false, err);
     if (!rc)
-        rc = rehearse(d, w, batch, 1, false, err);
+        rc = rehearse(d, w, batch, 1, false, false, err);
     d->plans_noted = false;
     return rc ? rc : gemm_tune(d, w, err);
 }
@@ -64,21 +64,24 @@ static uint32_t batches_list(const struct device *d, uint32_t *batches)
     return count;
 }
 
-/* For requests that cut the vocabulary (top-k, top-p, min-p) and for those that do not; what
- * penalties and biases need is captured when it is met. */
+/* For requests that cut the vocabulary (top-k, top-p, min-p) and for those that do not, and for
+ * either way of decode attention; what penalties and biases need is captured when it is met. */
 static int graphs_capture(struct device *d, const struct ops_warm *w, struct err *err)
 {
     uint32_t batches[BATCHES_MAX], count = batches_list(d, batches);
-    uint32_t kinds = d->nccl ? 1 : 2, total = count * kinds;
+    uint32_t cuts = d->nccl ? 1 : 2;
+    uint32_t ways = attention_rotates(d->model.head_dim, d->page_size) ? 2 : 1;
+    uint32_t kinds = cuts * ways, total = count * kinds;
     struct ops_memory before, after;
     int rc = cuda_memory(d, &before, err);
 
     if (!rc) /* what a step of one row makes at its first run cannot be made inside a graph */
-        rc = rehearse(d, w, 1, 1, false, err);
+        rc = rehearse(d, w, 1, 1, false, false, err);
     d->capturing = true;
     for (uint32_t i = 0; i < total && !rc; i++) {
         progress(w, "Capturing graphs", i, total);
-        rc = rehearse(d, w, batches[count - 1 - i / kinds], 1, i % kinds != 0, err);
+        rc = rehearse(d, w, batches[count - 1 - i / kinds], 1, i % cuts != 0, i % kinds >= cuts,
+                      err);
     }
     d->capturing = false;
     if (!rc)

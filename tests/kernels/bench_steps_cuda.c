@@ -1,7 +1,9 @@
 /* Times whole steps of a model's real dimensions with random weights on one GPU: decode at batch
- * sizes, prefill of one prompt. Usage: bench_steps_cuda [MODEL] [context] [prefill tokens], MODEL
- * being 0.6b, 0.6b/2, 8b, 14b or 32b/4. Beside each time its floor: bytes that must be read
- * over 4.4 TB/s, or FLOP over 800 TFLOP/s. */
+ * sizes, prefill of one prompt. Usage: bench_steps_cuda [MODEL] [contexts] [prefill tokens]
+ * [batches], MODEL being 0.6b, 0.6b/2, 8b, 14b or 32b/4; contexts and batches are lists as
+ * 1024,8192. Context 1024+32768: one sequence has 32,768 tokens, the others 1,024. DECODE=1 or 2 in
+ * the environment: attention shares the GPU that way (enum ops_decode) always. Beside each time its
+ * floor: bytes that must be read over 4.4 TB/s, or FLOP over 800 TFLOP/s. */
 #include "tests/kernels/support.h"
 
 #include "common/mem.h"
@@ -15,6 +17,7 @@
 #define FLOP_PER_S 800e12
 #define RUNS 41
 #define PAGE 16u
+#define LIST_MAX 16u
 
 struct dimensions {
     const char *name;
@@ -44,6 +47,35 @@ struct bench {
     uint64_t random;
     uint32_t rows_max;
 };
+
+struct list {
+    uint32_t count, at[LIST_MAX];
+    uint32_t longest[LIST_MAX]; /* at, or what follows it behind a + */
+};
+
+static struct list list_read(const char *text)
+{
+    struct list l = {0};
+
+    for (char *end; l.count < LIST_MAX && *text; text = *end ? end + 1 : end) {
+        l.at[l.count] = l.longest[l.count] = (uint32_t)strtoul(text, &end, 10);
+        if (end == text)
+            break;
+        if (*end == '+')
+            l.longest[l.count] = (uint32_t)strtoul(end + 1, &end, 10);
+        l.count++;
+    }
+    return l;
+}
+
+static uint32_t list_max(const struct list *l)
+{
+    uint32_t most = 0;
+
+    for (uint32_t i = 0; i < l->count; i++)
+        most = l->longest[i] > most ? l->longest[i] : most;
+    return most;
+}
 
 static void check(int rc, const struct err *err)
 {
@@ -128,8 +160,8 @@ static double step(struct bench *b, const struct ops_row *rows, uint32_t count)
     return now_s() - begin;
 }
 
-static void slot_make(struct bench *b, uint32_t slot, uint32_t tokens, uint32_t pages,
-                      float temperature)
+static void slot_make(struct bench *b, uint32_t slot, uint32_t tokens, uint32_t first,
+                      uint32_t pages, float temperature)
 {
     struct ops_sampling sampling = {.temperature = temperature,
                                     .top_p = temperature > 0 ? 0.95f : 1.0f,
@@ -143,7 +175,7 @@ static void slot_make(struct bench *b, uint32_t slot, uint32_t tokens, uint32_t 
     for (uint32_t i = 0; i < tokens; i++)
         ids[i] = random_below(&b->random, b->m->vocab);
     for (uint32_t i = 0; i < pages; i++)
-        list[i] = slot * pages + i;
+        list[i] = first + i;
     check(b->ops->slot_open(b->device, slot, ids, tokens, 0, &sampling, &err), &err);
     check(b->ops->slot_pages(b->device, slot, 0, list, pages, &err), &err);
     free(ids);
@@ -157,16 +189,21 @@ static int order(const void *a, const void *b)
 }
 
 /* Decode reads every matrix once, and k and v of all positions. */
-static void decode_time(struct bench *b, uint32_t batch, uint32_t context, float temperature)
+static void decode_time(struct bench *b, uint32_t batch, uint32_t context, uint32_t longest,
+                        float temperature)
 {
     const struct dimensions *m = b->m;
-    uint32_t pages = (context + RUNS + 8 + PAGE - 1) / PAGE;
+    uint32_t page = 0;
     struct ops_row *rows = mem_array(batch, sizeof *rows);
-    double times[RUNS], bytes, floor_s;
+    double times[RUNS], bytes, floor_s, keys = 0.0;
 
     for (uint32_t i = 0; i < batch; i++) {
-        slot_make(b, i, context, pages, temperature);
-        rows[i] = (struct ops_row){i, context - 1, 1, true};
+        uint32_t tokens = i ? context : longest, pages = (tokens + RUNS + 8 + PAGE - 1) / PAGE;
+
+        slot_make(b, i, tokens, page, pages, temperature);
+        rows[i] = (struct ops_row){i, tokens - 1, 1, true};
+        page += pages;
+        keys += tokens;
     }
     for (int r = -3; r < RUNS; r++) {
         double t = step(b, rows, batch);
@@ -180,11 +217,14 @@ static void decode_time(struct bench *b, uint32_t batch, uint32_t context, float
         b->ops->slot_close(b->device, i);
     qsort(times, RUNS, sizeof *times, order);
     bytes = (double)b->ops->weight_bytes(b->device) +
-            (double)batch * context * m->layers * 2 * m->kv_heads * m->head_dim * 2;
+            keys * m->layers * 2 * m->kv_heads * m->head_dim * 2;
     floor_s = bytes / BYTES_PER_S;
-    printf("decode  %-5s batch %3u context %5u %s: %8.3f ms (floor %6.3f, x%.2f) %9.0f tokens/s\n",
-           m->name, batch, context, temperature > 0 ? "top-k" : "greedy", times[RUNS / 2] * 1e3,
-           floor_s * 1e3, times[RUNS / 2] / floor_s, batch / times[RUNS / 2]);
+    printf("decode  %-5s batch %3u context %5u", m->name, batch, context);
+    if (longest != context)
+        printf("+%u", longest);
+    printf(" %s: %8.3f ms (floor %6.3f, x%.2f) %9.0f tokens/s\n",
+           temperature > 0 ? "top-k" : "greedy", times[RUNS / 2] * 1e3, floor_s * 1e3,
+           times[RUNS / 2] / floor_s, batch / times[RUNS / 2]);
     (void)fflush(stdout);
     free(rows);
 }
@@ -197,7 +237,7 @@ static void prefill_time(struct bench *b, uint32_t tokens)
     double times[5], matrices, attention, t;
 
     for (int r = -2; r < 5; r++) {
-        slot_make(b, 0, tokens, pages, 0.0f);
+        slot_make(b, 0, tokens, 0, pages, 0.0f);
         t = step(b, &row, 1);
         if (r >= 0)
             times[r] = t;
@@ -231,7 +271,8 @@ static void bench_open(struct bench *b, uint32_t context, uint32_t tokens)
         .rope_inv_freq = inv_freq,
         .rope_scale = 1.0f,
     };
-    struct ops_config config = {.tp_size = 1};
+    const char *decode = getenv("DECODE");
+    struct ops_config config = {.tp_size = 1, .decode = decode ? (enum ops_decode)atoi(decode) : 0};
     uint32_t most = context + RUNS + 16 > tokens + 16 ? context + RUNS + 16 : tokens + 16;
     struct err err = {0};
     uint64_t pages;
@@ -257,8 +298,8 @@ static void bench_open(struct bench *b, uint32_t context, uint32_t tokens)
 
 int main(int argc, char **argv)
 {
-    static const uint32_t batches[] = {1, 2, 4, 8, 32, 64, 128, 256};
-    uint32_t context = argc > 2 ? (uint32_t)strtoul(argv[2], NULL, 10) : 1024;
+    const struct list contexts = list_read(argc > 2 ? argv[2] : "1024");
+    const struct list batches = list_read(argc > 4 ? argv[4] : "1,2,4,8,32,64,128,256");
     uint32_t tokens = argc > 3 ? (uint32_t)strtoul(argv[3], NULL, 10) : 8192;
     struct bench b = {.m = &models[0], .ops = backend_open("cuda"), .random = 1};
 
@@ -267,12 +308,14 @@ int main(int argc, char **argv)
             b.m = &models[i];
     if (!b.ops)
         return 1;
-    bench_open(&b, context, tokens);
-    for (size_t i = 0; i < sizeof batches / sizeof *batches; i++)
-        if (batches[i] <= b.rows_max)
-            decode_time(&b, batches[i], context, 0.0f);
-    decode_time(&b, 1, context, 0.6f);
-    decode_time(&b, b.rows_max, context, 0.6f);
+    bench_open(&b, list_max(&contexts), tokens);
+    for (uint32_t c = 0; c < contexts.count; c++)
+        for (uint32_t i = 0; i < batches.count; i++)
+            if (batches.at[i] <= b.rows_max)
+                decode_time(&b, batches.at[i], contexts.at[c], contexts.longest[c], 0.0f);
+    if (argc <= 4)
+        for (uint32_t batch = 1; batch; batch = batch < b.rows_max ? b.rows_max : 0)
+            decode_time(&b, batch, contexts.at[0], contexts.longest[0], 0.6f);
     prefill_time(&b, tokens);
     b.ops->device_close(&b.device);
     free(b.layers);

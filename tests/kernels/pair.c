@@ -35,12 +35,16 @@ struct ops_model model_of(const struct shape *s, const float *inv_freq)
     };
 }
 
-/* False where there is no GPU. */
 bool pair_open(struct pair *p, const struct shape *s, uint64_t seed)
+{
+    return pair_open_decode(p, s, seed, OPS_DECODE_AUTO);
+}
+
+bool pair_open_decode(struct pair *p, const struct shape *s, uint64_t seed, enum ops_decode decode)
 {
     float inv_freq[128] = {0};
     struct ops_model model = model_of(s, inv_freq);
-    struct ops_config config = {.tp_size = 1};
+    struct ops_config config = {.tp_size = 1, .decode = decode};
 
     memset(p, 0, sizeof *p);
     p->shape = *s;

@@ -59,6 +59,7 @@ extern const struct shape pair_shapes[PAIR_SHAPES];
 
 struct ops_model model_of(const struct shape *s, const float *inv_freq);
 bool pair_open(struct pair *p, const struct shape *s, uint64_t seed);
+bool pair_open_decode(struct pair *p, const struct shape *s, uint64_t seed, enum ops_decode decode);
 void pair_pool(struct pair *p, uint32_t tokens_max, uint32_t context_max);
 /* The same in the order of a start: pages of CUDA come after the activations. */
 void pair_prepare(struct pair *p, uint32_t tokens_max, uint32_t context_max);

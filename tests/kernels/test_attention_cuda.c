@@ -288,15 +288,17 @@ static const struct shape decode_shapes[] = {
 
 static void test_decode(void **state)
 {
+    const size_t count = sizeof decode_shapes / sizeof *decode_shapes;
     struct worst w_rope = {"qk_norm_rope_kv", 0}, w_attention = {"attention of single tokens", 0};
     (void)state;
 
-    for (size_t i = 0; i < sizeof decode_shapes / sizeof *decode_shapes; i += slow() ? 3 : 1) {
+    for (size_t k = 0; k < 2 * count; k += slow() ? 3 : 1) {
+        size_t i = k / 2;
         const struct shape *s = &decode_shapes[i];
         bool far = s->kv_heads <= 2 && !slow();
         struct pair p;
 
-        if (!pair_open(&p, s, 200 + i))
+        if (!pair_open_decode(&p, s, 200 + i, k % 2 ? OPS_DECODE_EVEN : OPS_DECODE_EACH))
             skip();
         (void)weight_make(&p, WEIGHT_MATRIX, 8, s->hidden, 1.0f, 0.0f); /* tells the type */
         pair_pool(&p, 256, far ? 5100 : 800);

@@ -318,14 +318,14 @@ static void pages_refused(struct model *m)
 }
 
 /* warmed: counts, or NULL. */
-static void model_run(const struct shape *s, uint32_t window, struct model *warmed,
-                      const char **skipped)
+static void model_run(const struct shape *s, uint32_t window, enum ops_decode decode,
+                      struct model *warmed, const char **skipped)
 {
     struct model *m = mem_zalloc(sizeof *m);
 
     *skipped = NULL;
     m->worst.op = "logits";
-    if (!pair_open(&m->p, s, 77)) {
+    if (!pair_open_decode(&m->p, s, 77, decode)) {
         free(m);
         *skipped = "no GPU";
         return;
@@ -372,7 +372,9 @@ static void test_steps(void **state)
     (void)state;
 
     for (size_t i = 0; i < sizeof shapes / sizeof *shapes && !skipped; i++)
-        model_run(&shapes[i], i == 1 ? 9 : 0, NULL, &skipped);
+        model_run(&shapes[i], i == 1 ? 9 : 0, OPS_DECODE_AUTO, NULL, &skipped);
+    if (!skipped)
+        model_run(&shapes[0], 50, OPS_DECODE_EVEN, NULL, &skipped);
     if (skipped)
         skip();
 }
@@ -419,7 +421,7 @@ static void test_start(void **state)
 
     assert_non_null(mkdtemp(base));
     assert_int_equal(setenv("XDG_CACHE_HOME", base, 1), 0);
-    model_run(&shape, 0, seen, &skipped);
+    model_run(&shape, 0, OPS_DECODE_AUTO, seen, &skipped);
     if (skipped) {
         (void)rmdir(base);
         free(seen);
@@ -429,19 +431,19 @@ static void test_start(void **state)
     assert_true(tuned > 0);
     assert_true(seen->captured > 0);
     assert_int_equal(seen->lines, 0);
-    model_run(&shape, 0, seen, &skipped);
+    model_run(&shape, 0, OPS_DECODE_EVEN, seen, &skipped);
     assert_int_equal(seen->tuned, 0);
     assert_int_equal(seen->lines, 0);
     products_path(base, path, sizeof path);
     file_damage(path);
-    model_run(&shape, 0, seen, &skipped);
+    model_run(&shape, 0, OPS_DECODE_AUTO, seen, &skipped);
     assert_int_equal(seen->tuned, tuned);
     assert_int_equal(seen->lines, 1);
     assert_int_equal(truncate(path, 100), 0);
-    model_run(&shape, 0, seen, &skipped);
+    model_run(&shape, 0, OPS_DECODE_AUTO, seen, &skipped);
     assert_int_equal(seen->tuned, tuned);
     assert_int_equal(seen->lines, 1);
-    model_run(&shape, 0, seen, &skipped);
+    model_run(&shape, 0, OPS_DECODE_AUTO, seen, &skipped);
     assert_int_equal(seen->tuned, 0);
     (void)snprintf(lock, sizeof lock, "%s.lock", path);
     (void)unlink(lock);
