@@ -7,14 +7,19 @@
  * multiprocessors read, on one of them; where few blocks do, on one. */
 #define SHARED_NS 245u
 #define ALONE_NS 140u
-#define EDGES_NS 10000u /* that the second takes longer besides */
-#define LONG 450u       /* tiles of a multiprocessor, from where on the second is as fast anyway */
+/* What the second takes longer besides: once, and for a token's heads of one KV head (a unit). */
+#define EDGES_NS 9000u
+#define UNIT_NS 50u
+/* Tiles of a multiprocessor from where on the second is faster for even lengths, too, as long as
+ * all units are read at once. */
+#define LONG 450u
 
 bool balance_wanted(const struct device *d)
 {
     const struct ops_model *m = &d->model;
-    uint64_t units = m->kv_heads * ((m->heads / m->kv_heads + DECODE_ROWS - 1) / DECODE_ROWS);
-    uint64_t all = 0, longest = 0, blocks, waits;
+    uint64_t of_row = m->kv_heads * ((m->heads / m->kv_heads + DECODE_ROWS - 1) / DECODE_ROWS);
+    uint64_t units = of_row * d->decode_count, most = (uint64_t)d->multiprocessors;
+    uint64_t all = 0, longest = 0, waits, edges;
 
     if (!d->decode_count || !attention_rotates(m->head_dim, d->page_size))
         return false;
@@ -24,12 +29,11 @@ bool balance_wanted(const struct device *d)
         uint32_t last = d->frame_host.rows[d->frame_host.decode_rows[i]].start;
         uint64_t tiles = last / DECODE_KEYS + 1;
 
-        all += tiles * units;
+        all += tiles * of_row;
         longest = tiles > longest ? tiles : longest;
     }
-    all /= (uint64_t)d->multiprocessors;
-    blocks = (uint64_t)d->multiprocessors / (d->decode_count * units); /* of a unit */
-    waits = longest / (blocks ? blocks : 1) * ALONE_NS;
-    return all > LONG ||
-           waits * m->head_dim > all * SHARED_NS * m->head_dim + (uint64_t)EDGES_NS * 128;
+    all /= most;
+    waits = longest / (units < most ? most / units : 1) * ALONE_NS;
+    edges = (EDGES_NS + UNIT_NS * units) * 128 / m->head_dim;
+    return (all > LONG && units <= most) || waits > all * SHARED_NS + edges;
 }

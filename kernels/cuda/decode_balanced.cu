@@ -95,6 +95,7 @@ static __device__ __forceinline__ bool walk_open(const struct attention_args &a,
 
     w.known = {};
     w.tiles = sum = longest = rows_look(a, 0, w.known);
+#pragma unroll 4
     for (uint32_t next = 32; next < a.decode_count; next += 32) {
         struct frame_row row = {};
         uint32_t tiles = rows_look(a, next, row);
