@@ -12,6 +12,7 @@
 #include <sys/random.h>
 
 #define SILENCE_MS 3000
+#define QUIET_MS 1000
 #define MESSAGE_MAX ((size_t)64 << 20)
 #define KEPT_BYTES_MAX ((size_t)256 << 20)
 #define PEERS_MAX 64
@@ -385,6 +386,14 @@ static bool bus_turn(void *ctx)
     return more || bus->dirty;
 }
 
+/* Nothing was heard for a while, though both sides send a PING every tick: its connection may carry
+ * nothing any more. By a new one the link goes on. */
+static bool peer_quiet(const struct bus_peer *peer, int64_t now_ms)
+{
+    const int64_t third = peer->bus->silence_ms_max / 3;
+    return peer->attached && now_ms - peer->heard_ms > (third < QUIET_MS ? third : QUIET_MS);
+}
+
 static struct bus_peer *peer_silent(const struct bus *bus, int64_t now_ms)
 {
     for (struct bus_peer *p = bus->peers; p; p = p->next) {
@@ -414,6 +423,10 @@ static void bus_tick(void *ctx)
         peer_down(silent, reason);
     }
     for (struct bus_peer *p = bus->peers; p && !bus->closing; p = p->next) {
+        if (peer_quiet(p, now) && bus->router)
+            admit_again(bus, &p->route);
+        else if (peer_quiet(p, now))
+            join_again(bus, 0);
         if (p->attached)
             peer_ping(p);
     }

@@ -216,10 +216,15 @@ void admit_refuse(struct bus *bus, const struct bus_route *to, const char *fmt, 
     bus_complain(bus, "bus=%s refused a peer: %s", bus->name, reason);
 }
 
-void admit_unknown(struct bus *bus, const struct bus_route *from)
+void admit_again(struct bus *bus, const struct bus_route *to)
 {
     const struct proto_welcome again = {0};
-    bus_send_control(bus, from, PROTO_WELCOME, &again);
+    bus_send_control(bus, to, PROTO_WELCOME, &again);
+}
+
+void admit_unknown(struct bus *bus, const struct bus_route *from)
+{
+    admit_again(bus, from);
     admit_ignore(bus, from);
 }
 

@@ -111,6 +111,8 @@ void join_refuse(struct bus *bus, const struct proto_refuse *r);
 /* Binding side. */
 void admit_hello(struct bus *bus, const struct bus_route *from, uint64_t epoch,
                  const struct proto_hello *h);
+/* Asks the connecting side for another connection. */
+void admit_again(struct bus *bus, const struct bus_route *to);
 /* A message by a connection that never said HELLO, or whose link is gone. */
 void admit_unknown(struct bus *bus, const struct bus_route *from);
 /* Tells a stranger why, one log line, and listens to that connection no more. */

@@ -12,11 +12,13 @@
 
 /* More than the window of a link, so that a send never finds the queue full. */
 #define QUEUE_MESSAGES 10000
-#define HEARTBEAT_MS 200
-#define HEARTBEAT_TIMEOUT_MS 600
 #define RECONNECT_MS 50
 #define RECONNECT_MS_MAX 500
 #define HANDSHAKE_MS 10000 /* a connection that has not said who it is by then is closed */
+/* The kernel's probes of a tcp connection, in seconds: one whose other end is gone is closed. */
+#define PROBE_IDLE_S 10
+#define PROBE_INTERVAL_S 5
+#define PROBES 4
 
 struct bus_socket {
     zsock_t *zsock;
@@ -115,17 +117,9 @@ static int check_ipc_free(const char *endpoint, struct err *err)
     return dead ? 0 : err_set(err, ERR_BUSY, "endpoint %s: in use by another process", endpoint);
 }
 
-/* On the binding side alone: its heartbeats say how long the other may wait for the next, so both
- * notice a connection that is dead. Connecting sockets are closed and made anew whenever a
- * connection breaks, and libzmq 4.3.4 aborts (out_event: !_io_error) when the heartbeat of one is
- * due that has stopped reading, as it does in closing, and whose peer has gone. */
-static void socket_heartbeats(zsock_t *s)
-{
-    zsock_set_heartbeat_ivl(s, HEARTBEAT_MS);
-    zsock_set_heartbeat_timeout(s, HEARTBEAT_TIMEOUT_MS);
-    zsock_set_heartbeat_ttl(s, HEARTBEAT_TIMEOUT_MS);
-}
-
+/* No heartbeats of ZeroMQ's: libzmq 4.3.4 aborts (out_event: !_io_error) when one is due on a
+ * socket that has stopped reading, as it does in closing, and whose peer has gone. The bus has its
+ * own. */
 static zsock_t *socket_make(bool router, size_t message_max)
 {
     /* czmq would install signal handlers with its first socket; signals are the loop's business.
@@ -142,6 +136,10 @@ static zsock_t *socket_make(bool router, size_t message_max)
     zsock_set_reconnect_ivl(s, RECONNECT_MS);
     zsock_set_reconnect_ivl_max(s, RECONNECT_MS_MAX);
     zsock_set_handshake_ivl(s, HANDSHAKE_MS);
+    zsock_set_tcp_keepalive(s, 1);
+    zsock_set_tcp_keepalive_idle(s, PROBE_IDLE_S);
+    zsock_set_tcp_keepalive_intvl(s, PROBE_INTERVAL_S);
+    zsock_set_tcp_keepalive_cnt(s, PROBES);
     /* No ROUTER_HANDOVER: peers set no routing id, every connection gets a fresh one, and a
      * stranger can not take over another's by claiming it. */
     if (router)
@@ -193,8 +191,6 @@ int socket_open(uv_loop_t *loop, bool router, const char *endpoint,
         goto out;
     }
     self->raw = zsock_resolve(self->zsock);
-    if (router)
-        socket_heartbeats(self->zsock);
     if (strchr(endpoint, '['))
         zsock_set_ipv6(self->zsock, 1);
     if (security->keyed && is_tcp(endpoint)) {
