@@ -338,7 +338,7 @@ segment_finish(const struct attention_args &a, const struct segment &g, const st
         parts_add<T, D, turns>(a, g.u, memory, count, i);
 }
 
-/* Shared memory: the warps' rings of tiles. ROTATE, HALVES: as in decode_hopper.cu. */
+/* Shared memory: the warps' rings of tiles. */
 template <class T, int D, bool ROTATE, int HALVES>
 static __device__ __forceinline__ void balanced_attend(const struct attention_args &a,
                                                        const struct key_maps &maps)
@@ -460,58 +460,18 @@ __global__ void __launch_bounds__(THREADS)
 #endif
 }
 
-static constexpr size_t balanced_bytes(uint32_t head_dim)
+template <class T, int D, bool ROTATE, int HALVES> struct balanced {
+    static constexpr decode_kernel *at = balanced_kernel<T, D, ROTATE, HALVES>;
+};
+
+static size_t balanced_bytes(uint32_t head_dim)
 {
     return PANEL_ALIGNMENT + WARPS * stages_of(head_dim) * 2 * DECODE_KEYS * head_dim * 2;
 }
 
-template <class T, int D> struct prepare {
-    template <bool ROTATE, int HALVES> static cudaError_t kernel(void)
-    {
-        return cudaFuncSetAttribute(balanced_kernel<T, D, ROTATE, HALVES>,
-                                    cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                    (int)balanced_bytes(D));
-    }
-
-    static cudaError_t kernels(void)
-    {
-        cudaError_t rc = kernel<false, 1>();
-
-        if (rc == cudaSuccess)
-            rc = kernel<true, 1>();
-        if (rc == cudaSuccess)
-            rc = kernel<false, 2>();
-        return rc == cudaSuccess ? kernel<true, 2>() : rc;
-    }
-};
-
 cudaError_t decode_balanced_setup(void)
 {
-    return heads_prepare<prepare>();
-}
-
-template <class T, int D, int HALVES>
-static cudaError_t launch_balanced(cudaStream_t s, const struct attention_args *a,
-                                   const struct key_maps *maps)
-{
-    return launch_chained(a->rope ? balanced_kernel<T, D, true, HALVES>
-                                  : balanced_kernel<T, D, false, HALVES>,
-                          dim3(2 * a->multiprocessors), THREADS, balanced_bytes(D), s, *a, *maps);
-}
-
-template <class T, int D>
-static cudaError_t launch_halves(cudaStream_t s, const struct attention_args *a,
-                                 const struct key_maps *maps)
-{
-    return a->heads / a->kv_heads <= DECODE_ROWS / 2 ? launch_balanced<T, D, 1>(s, a, maps)
-                                                     : launch_balanced<T, D, 2>(s, a, maps);
-}
-
-template <class T>
-static cudaError_t launch_heads(cudaStream_t s, const struct attention_args *a,
-                                const struct key_maps *maps)
-{
-    return a->head_dim == 64 ? launch_halves<T, 64>(s, a, maps) : launch_halves<T, 128>(s, a, maps);
+    return kernels_prepare<balanced>(balanced_bytes);
 }
 
 cudaError_t launch_decode_balanced(cudaStream_t s, enum half_type t, const struct attention_args *a)
@@ -521,6 +481,6 @@ cudaError_t launch_decode_balanced(cudaStream_t s, enum half_type t, const struc
 
     if (rc != cudaSuccess)
         return rc;
-    return t == HALF_BF16 ? launch_heads<__nv_bfloat16>(s, a, &maps)
-                          : launch_heads<__half>(s, a, &maps);
+    return launch_chained(kernel_for<balanced>(t, a), dim3(2 * a->multiprocessors), THREADS,
+                          balanced_bytes(a->head_dim), s, *a, maps);
 }

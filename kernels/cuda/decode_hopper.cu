@@ -145,8 +145,7 @@ static __device__ __forceinline__ void weights_fetch(const struct attention_args
     }
 }
 
-/* Shared memory: the warps' rings of tiles, over which their parts go; the inbox. ROTATE: the
- * queries and the newest key are made here. */
+/* Shared memory: the warps' rings of tiles, over which their parts go; the inbox. */
 template <class T, int D, bool ROTATE, int HALVES>
 static __device__ __forceinline__ void cluster_attend(const struct attention_args &a,
                                                       const struct key_maps &maps)
@@ -257,83 +256,47 @@ __global__ void __launch_bounds__(THREADS)
 #endif
 }
 
-template <int D> static size_t cluster_bytes(uint32_t groups, uint32_t ranks)
+template <class T, int D, bool ROTATE, int HALVES> struct clusters {
+    static constexpr decode_kernel *at = cluster_kernel<T, D, ROTATE, HALVES>;
+};
+
+static size_t cluster_bytes(uint32_t head_dim, uint32_t rows, uint32_t ranks)
 {
-    return PANEL_ALIGNMENT + WARPS * STAGES * 2 * DECODE_KEYS * D * 2 +
-           exchange_bytes(groups, ranks, 0);
+    return PANEL_ALIGNMENT + WARPS * STAGES * 2 * DECODE_KEYS * head_dim * 2 +
+           exchange_bytes(rows * (head_dim / 2) / 32, ranks, 0);
+}
+
+static size_t cluster_bytes_most(uint32_t head_dim)
+{
+    return cluster_bytes(head_dim, DECODE_ROWS, CLUSTER_MAX);
+}
+
+cudaError_t decode_hopper_setup(void)
+{
+    return kernels_prepare<clusters>(cluster_bytes_most);
 }
 
 /* The largest clusters with which all units fit the GPU at once, a block on a multiprocessor, where
  * there is then room for the next kernel's: 8 blocks for up to 16 units of 132 multiprocessors, 4
  * up to 33, 2 up to 66, then single blocks. Of the largest, as many for a unit as fit: so a unit
  * has several only where few units have, which bounds what pool.c allocates. */
-template <class T, int D, int HALVES>
-static cudaError_t launch_clusters(cudaStream_t s, const struct attention_args *a,
-                                   const struct key_maps *maps, uint32_t units)
-{
-    uint32_t group = a->heads / a->kv_heads, rows = group < DECODE_ROWS ? group : DECODE_ROWS;
-    uint32_t room = a->multiprocessors, ranks = CLUSTER_MAX, parts;
-
-    while (ranks > 1 && units * ranks > room)
-        ranks /= 2;
-    parts = room / (units * ranks);
-    parts = parts < 1 ? 1 : parts > PARTS_MAX ? PARTS_MAX : parts;
-    return launch_clustered(a->rope ? cluster_kernel<T, D, true, HALVES>
-                                    : cluster_kernel<T, D, false, HALVES>,
-                            dim3(ranks, units / a->decode_count, parts * a->decode_count), ranks,
-                            THREADS, cluster_bytes<D>(rows * (D / 2) / 32, ranks), s, *a, *maps);
-}
-
-template <class T, int D> struct prepare {
-    static cudaError_t kernel(void (*kernel)(struct attention_args, struct key_maps))
-    {
-        return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                    (int)cluster_bytes<D>(DECODE_ROWS * (D / 2) / 32, CLUSTER_MAX));
-    }
-
-    static cudaError_t kernels(void)
-    {
-        cudaError_t rc = kernel(cluster_kernel<T, D, false, 1>);
-
-        if (rc == cudaSuccess)
-            rc = kernel(cluster_kernel<T, D, true, 1>);
-        if (rc == cudaSuccess)
-            rc = kernel(cluster_kernel<T, D, false, 2>);
-        return rc == cudaSuccess ? kernel(cluster_kernel<T, D, true, 2>) : rc;
-    }
-};
-
-cudaError_t decode_hopper_setup(void)
-{
-    return heads_prepare<prepare>();
-}
-
-template <class T, int D>
-static cudaError_t launch_halves(cudaStream_t s, const struct attention_args *a,
-                                 const struct key_maps *maps, uint32_t units)
-{
-    return a->heads / a->kv_heads <= DECODE_ROWS / 2 ? launch_clusters<T, D, 1>(s, a, maps, units)
-                                                     : launch_clusters<T, D, 2>(s, a, maps, units);
-}
-
-template <class T>
-static cudaError_t launch_heads(cudaStream_t s, const struct attention_args *a,
-                                const struct key_maps *maps, uint32_t units)
-{
-    return a->head_dim == 64 ? launch_halves<T, 64>(s, a, maps, units)
-                             : launch_halves<T, 128>(s, a, maps, units);
-}
-
 cudaError_t launch_decode_hopper(cudaStream_t s, enum half_type t, const struct attention_args *a,
                                  uint32_t units)
 {
+    uint32_t group = a->heads / a->kv_heads, rows = group < DECODE_ROWS ? group : DECODE_ROWS;
+    uint32_t room = a->multiprocessors, ranks = CLUSTER_MAX, parts;
     struct key_maps maps;
     cudaError_t rc = keys_map(&maps, t, a);
 
     if (rc != cudaSuccess)
         return rc;
-    return t == HALF_BF16 ? launch_heads<__nv_bfloat16>(s, a, &maps, units)
-                          : launch_heads<__half>(s, a, &maps, units);
+    while (ranks > 1 && units * ranks > room)
+        ranks /= 2;
+    parts = room / (units * ranks);
+    parts = parts < 1 ? 1 : parts > PARTS_MAX ? PARTS_MAX : parts;
+    return launch_clustered(kernel_for<clusters>(t, a),
+                            dim3(ranks, units / a->decode_count, parts * a->decode_count), ranks,
+                            THREADS, cluster_bytes(a->head_dim, rows, ranks), s, *a, maps);
 }
 
 int attention_rotates(uint32_t head_dim, uint32_t page_size)

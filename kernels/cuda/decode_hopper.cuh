@@ -28,6 +28,55 @@ static cudaError_t keys_map(struct key_maps *out, enum half_type t, const struct
     return rc == cudaSuccess ? pages_map(&out->v, t, a, a->v) : rc;
 }
 
+/* Kind<T, D, ROTATE, HALVES>::at is a kernel: ROTATE: the queries and the newest key are made
+ * there; HALVES: 1 where a unit has at most 8 heads, else 2. */
+typedef void decode_kernel(struct attention_args, struct key_maps);
+
+template <template <class, int, bool, int> class Kind, class T, int D>
+static decode_kernel *kernel_of_size(bool rotate, bool halves)
+{
+    return rotate   ? halves ? Kind<T, D, true, 2>::at : Kind<T, D, true, 1>::at
+           : halves ? Kind<T, D, false, 2>::at
+                    : Kind<T, D, false, 1>::at;
+}
+
+template <template <class, int, bool, int> class Kind, class T>
+static decode_kernel *kernel_of_type(uint32_t head_dim, bool rotate, bool halves)
+{
+    return head_dim == 64 ? kernel_of_size<Kind, T, 64>(rotate, halves)
+                          : kernel_of_size<Kind, T, 128>(rotate, halves);
+}
+
+template <template <class, int, bool, int> class Kind>
+static decode_kernel *kernel_of(enum half_type t, uint32_t head_dim, bool rotate, bool halves)
+{
+    return t == HALF_BF16 ? kernel_of_type<Kind, __nv_bfloat16>(head_dim, rotate, halves)
+                          : kernel_of_type<Kind, __half>(head_dim, rotate, halves);
+}
+
+template <template <class, int, bool, int> class Kind>
+static decode_kernel *kernel_for(enum half_type t, const struct attention_args *a)
+{
+    return kernel_of<Kind>(t, a->head_dim, a->rope != NULL,
+                           a->heads / a->kv_heads > DECODE_ROWS / 2);
+}
+
+/* All of them may have so many bytes of shared memory. */
+template <template <class, int, bool, int> class Kind>
+static cudaError_t kernels_prepare(size_t (*bytes)(uint32_t head_dim))
+{
+    cudaError_t rc = cudaSuccess;
+
+    for (uint32_t i = 0; i < 16 && rc == cudaSuccess; i++) {
+        uint32_t head_dim = i & 1 ? 64 : 128;
+
+        rc = cudaFuncSetAttribute(
+            kernel_of<Kind>(i & 2 ? HALF_BF16 : HALF_F16, head_dim, i & 4, i & 8),
+            cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes(head_dim));
+    }
+    return rc;
+}
+
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
 
 /* The tiles a warp has still to load. Of 64 of them it is known ahead where they are, a lane knows
