@@ -430,6 +430,8 @@ static void bus_tick(void *ctx)
         if (p->attached)
             peer_ping(p);
     }
+    if (bus->router && !bus->closing)
+        admit_tick(bus, now);
     if (!bus->router && !bus->closing)
         join_tick(bus, now);
     bus->dirty = true;

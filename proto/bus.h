@@ -77,6 +77,10 @@ int bus_send(struct bus_peer *peer, enum proto_type type, uint64_t id, const voi
  * back only as a new process (see bus_set_epoch). Nothing happens in the peer's own on_down. */
 void bus_refuse(struct bus_peer *peer, const char *reason);
 
+/* Binding side: whether all who were refused have hung up, so have read why, or had the time of a
+ * silence for it. Who ends before may cut the reason off. */
+bool bus_settled(const struct bus *bus);
+
 /* Binding side: another epoch begins, greater than the one before. All peers are refused as above;
  * a HELLO of an earlier epoch will be. A side that connects with epoch 0 takes part in whatever
  * epoch it is welcomed in, and keeps that one: what it sends later is late or right, never

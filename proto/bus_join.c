@@ -213,7 +213,31 @@ void admit_refuse(struct bus *bus, const struct bus_route *to, const char *fmt, 
     const struct proto_refuse refuse = {.reason = proto_str(reason)};
     bus_send_control(bus, to, PROTO_REFUSE, &refuse);
     admit_ignore(bus, to);
+    bus->told[bus->told_next].route = *to;
+    bus->told[bus->told_next].until_ms = bus_now_ms() + bus->silence_ms_max;
+    bus->told_next = (bus->told_next + 1) % BUS_IGNORED;
     bus_complain(bus, "bus=%s refused a peer: %s", bus->name, reason);
+}
+
+/* Who reads a REFUSE hangs up: what is sent behind it then finds nobody. */
+void admit_tick(struct bus *bus, int64_t now_ms)
+{
+    const struct proto_ping ping = {0};
+    for (unsigned i = 0; i < BUS_IGNORED; i++) {
+        struct bus_route *route = &bus->told[i].route;
+        if (route->len > 0 && (now_ms > bus->told[i].until_ms ||
+                               bus_send_control(bus, route, PROTO_PING, &ping) == SOCKET_GONE))
+            route->len = 0;
+    }
+}
+
+bool bus_settled(const struct bus *bus)
+{
+    for (unsigned i = 0; i < BUS_IGNORED; i++) {
+        if (bus->told[i].route.len > 0)
+            return false;
+    }
+    return true;
 }
 
 void admit_again(struct bus *bus, const struct bus_route *to)

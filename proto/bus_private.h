@@ -77,6 +77,12 @@ struct bus {
     /* binding side: connections that are not listened to any more */
     struct bus_route ignored[BUS_IGNORED];
     unsigned ignored_next;
+    /* those of them that were told why and have not hung up */
+    struct {
+        struct bus_route route;
+        int64_t until_ms;
+    } told[BUS_IGNORED];
+    unsigned told_next;
     /* instances of peers that were refused while they were up: not let in again */
     uint64_t refused[BUS_IGNORED];
     unsigned refused_next;
@@ -118,6 +124,7 @@ void admit_unknown(struct bus *bus, const struct bus_route *from);
 /* Tells a stranger why, one log line, and listens to that connection no more. */
 void admit_refuse(struct bus *bus, const struct bus_route *to, const char *fmt, ...)
     __attribute__((format(printf, 3, 4)));
+void admit_tick(struct bus *bus, int64_t now_ms); /* notices who has hung up */
 bool admit_is_ignored(const struct bus *bus, const struct bus_route *from);
 void admit_ignore(struct bus *bus, const struct bus_route *from);
 bool route_equal(const struct bus_route *a, const struct bus_route *b);

@@ -119,7 +119,7 @@ void nodes_wait(struct nodes *n)
     int64_t end_us = clock_mono_us() + WAIT_US;
 
     n->ended = true;
-    while (bus_next_peer(n->bus, NULL) && clock_mono_us() < end_us)
+    while ((bus_next_peer(n->bus, NULL) || !bus_settled(n->bus)) && clock_mono_us() < end_us)
         (void)uv_run(n->config.loop, UV_RUN_ONCE);
 }
 

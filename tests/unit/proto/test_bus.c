@@ -167,6 +167,33 @@ static void test_end_is_said(void **state)
     loop_end(&loop);
 }
 
+/* Who does not run reads nothing: only when it has hung up is the other side's word settled. */
+static void test_refusal_is_read(void **state)
+{
+    (void)state;
+    uv_loop_t loops[2];
+    struct end a = {0}, b = {0};
+    uv_loop_init(&loops[0]);
+    uv_loop_init(&loops[1]);
+    end_bind(&a, &loops[0], endpoint("settled"));
+    end_connect(&b, &loops[1], endpoint("settled"));
+    for (int turn = 0; !b.ups || !a.ups; turn ^= 1)
+        run_ms(&loops[turn], 10);
+    assert_true(bus_settled(a.bus));
+    bus_refuse(a.peer, "not wanted");
+    run_ms(&loops[0], 600);
+    assert_false(bus_settled(a.bus));
+    run(&loops[1]);
+    assert_int_equal(b.refusals, 1);
+    assert_non_null(strstr(b.reason, "not wanted"));
+    while (!bus_settled(a.bus))
+        run_ms(&loops[0], 50);
+    bus_close(&a.bus);
+    bus_close(&b.bus);
+    loop_end(&loops[0]);
+    loop_end(&loops[1]);
+}
+
 static void test_too_many_peers(void **state)
 {
     (void)state;
@@ -309,6 +336,7 @@ int main(void)
         cmocka_unit_test(test_closed_inside_callback),
         cmocka_unit_test(test_large_messages),
         cmocka_unit_test(test_end_is_said),
+        cmocka_unit_test(test_refusal_is_read),
         cmocka_unit_test(test_too_many_peers),
         cmocka_unit_test(test_bounds_of_a_message),
         cmocka_unit_test(test_endpoints),
