@@ -12,7 +12,7 @@
 #include <sys/random.h>
 
 #define SILENCE_MS 3000
-#define QUIET_MS 1000
+#define QUIET_MS 1000 /* several ticks */
 #define MESSAGE_MAX ((size_t)64 << 20)
 #define KEPT_BYTES_MAX ((size_t)256 << 20)
 #define PEERS_MAX 64
@@ -390,8 +390,7 @@ static bool bus_turn(void *ctx)
  * nothing any more. By a new one the link goes on. */
 static bool peer_quiet(const struct bus_peer *peer, int64_t now_ms)
 {
-    const int64_t third = peer->bus->silence_ms_max / 3;
-    return peer->attached && now_ms - peer->heard_ms > (third < QUIET_MS ? third : QUIET_MS);
+    return peer->attached && now_ms - peer->heard_ms > QUIET_MS;
 }
 
 static struct bus_peer *peer_silent(const struct bus *bus, int64_t now_ms)
