@@ -239,9 +239,10 @@ cudaError_t attention_decode_setup(void)
 {
     cudaError_t rc = heads_prepare<prepare>();
 
-    if (rc == cudaSuccess && hopper_built())
-        rc = decode_hopper_setup();
-    return rc == cudaSuccess && hopper_built() ? decode_balanced_setup() : rc;
+    if (rc != cudaSuccess || !hopper_built())
+        return rc;
+    rc = decode_hopper_setup();
+    return rc == cudaSuccess ? decode_balanced_setup() : rc;
 }
 
 template <class T>
@@ -253,8 +254,7 @@ static cudaError_t launch_split_of(cudaStream_t s, const struct attention_args *
 cudaError_t launch_attention_decode(cudaStream_t s, enum half_type t,
                                     const struct attention_args *a)
 {
-    uint32_t tiles = (a->heads / a->kv_heads + DECODE_ROWS - 1) / DECODE_ROWS;
-    uint32_t units = a->decode_count * a->kv_heads * tiles;
+    uint32_t units = a->decode_count * ROW_UNITS(a->heads, a->kv_heads);
 
     if (attention_rotates(a->head_dim, a->page_size))
         return a->balanced ? launch_decode_balanced(s, t, a) : launch_decode_hopper(s, t, a, units);

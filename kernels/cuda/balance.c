@@ -17,7 +17,7 @@
 bool balance_wanted(const struct device *d)
 {
     const struct ops_model *m = &d->model;
-    uint64_t of_row = m->kv_heads * ((m->heads / m->kv_heads + DECODE_ROWS - 1) / DECODE_ROWS);
+    uint64_t of_row = ROW_UNITS(m->heads, m->kv_heads);
     uint64_t units = of_row * d->decode_count, most = (uint64_t)d->multiprocessors;
     uint64_t all = 0, longest = 0, waits, edges;
 

@@ -34,11 +34,6 @@ static __device__ __forceinline__ uint32_t row_tiles(const struct attention_args
     return (end + DECODE_KEYS - 1) / DECODE_KEYS - first / DECODE_KEYS;
 }
 
-static __device__ __forceinline__ uint32_t row_units(const struct attention_args &a)
-{
-    return a.kv_heads * ((a.heads / a.kv_heads + DECODE_ROWS - 1) / DECODE_ROWS);
-}
-
 /* Of 32 rows from `base` on this lane's, and the tiles of one of its units. */
 static __device__ __forceinline__ uint32_t rows_look(const struct attention_args &a, uint32_t base,
                                                      struct frame_row &row)
@@ -91,7 +86,7 @@ static __device__ __forceinline__ uint32_t scan_add(uint32_t x)
 static __device__ __forceinline__ bool walk_open(const struct attention_args &a, struct walk &w,
                                                  struct sharing &s)
 {
-    uint32_t units = row_units(a), before = 0, base = 0, found, sum, longest;
+    uint32_t units = ROW_UNITS(a.heads, a.kv_heads), before = 0, base = 0, found, sum, longest;
 
     w.known = {};
     w.tiles = sum = longest = rows_look(a, 0, w.known);
@@ -152,7 +147,7 @@ static __device__ __forceinline__ bool walk_next(struct walk &w, const struct at
     if (w.at == w.end)
         return false;
     w.tile = 0;
-    if (++w.y == row_units(a)) {
+    if (++w.y == ROW_UNITS(a.heads, a.kv_heads)) {
         w.y = 0;
         if (++w.row % 32 == 0)
             (void)rows_look(a, w.row, w.known);

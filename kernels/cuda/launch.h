@@ -28,6 +28,9 @@ enum half_type { HALF_BF16, HALF_F16 };
 #define DECODE_KEYS 16u     /* of a warp's tile; Hopper's kernel has whole ones in a page */
 #define PREFILL_ROWS 64u
 #define PREFILL_ROWS_HOPPER 128u
+/* Units of a token: its KV heads' query heads, DECODE_ROWS of them at most. */
+#define ROW_UNITS(heads, kv_heads)                                                                 \
+    ((kv_heads) * (((heads) / (kv_heads) + DECODE_ROWS - 1) / DECODE_ROWS))
 /* Numbers of a row of a part of decode attention: sums of v, top and sum of the weights; more, so
  * that rows begin in different banks. */
 #define PART_STRIDE(head_dim) ((head_dim) + 8u)
