@@ -422,17 +422,17 @@ static void bus_tick(void *ctx)
         peer_down(silent, reason);
     }
     for (struct bus_peer *p = bus->peers; p && !bus->closing; p = p->next) {
-        if (peer_quiet(p, now) && bus->router)
-            admit_again(bus, &p->route);
-        else if (peer_quiet(p, now))
-            join_again(bus, 0);
+        if (peer_quiet(p, now)) {
+            if (bus->router)
+                admit_again(bus, &p->route);
+            else
+                join_again(bus, 0);
+        }
         if (p->attached)
             peer_ping(p);
     }
-    if (bus->router && !bus->closing)
-        admit_tick(bus, now);
-    if (!bus->router && !bus->closing)
-        join_tick(bus, now);
+    if (!bus->closing)
+        (bus->router ? admit_tick : join_tick)(bus, now);
     bus->dirty = true;
 }
 
